@@ -1,0 +1,325 @@
+"""The wire contract: what a job may ask, and what it is answered.
+
+`parse_request` turns a job's JSON into a frozen `GenerationRequest` or raises `InvalidInput`.
+The JSON Schema files in `docs/schema/` are written from these models.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trellis_runtime.errors import InvalidInput
+
+MAX_SEED = 2**31 - 1
+Resolution = Literal[512, 1024, 1536]
+TextureSize = Literal[512, 1024, 2048, 4096, 8192]
+TextureFormat = Literal["png", "webp", "jpeg"]
+DeliveryChoice = Literal["auto", "url", "inline", "upload"]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Sampler(_Wire):
+    """One flow model's sampler (rectified flow, Euler, guidance within an interval)."""
+
+    steps: int = Field(12, ge=1, le=50)
+    guidance_strength: float = Field(7.5, ge=0, le=10)
+    guidance_rescale: float = Field(0.5, ge=0, le=1)
+    guidance_interval: Annotated[tuple[float, float], Field(strict=False)] = (0.6, 1.0)
+    rescale_t: float = Field(3.0, ge=1, le=6)
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("must be two numbers a, b with 0 <= a <= b <= 1")
+        return value
+
+
+class SparseStructureSampler(Sampler):
+    """Defaults of the sparse structure stage, as upstream."""
+
+    guidance_rescale: float = Field(0.7, ge=0, le=1)
+    rescale_t: float = Field(5.0, ge=1, le=6)
+
+
+class TextureSampler(Sampler):
+    """Defaults of the texture stage, as upstream."""
+
+    guidance_strength: float = Field(1.0, ge=0, le=10)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    guidance_interval: Annotated[tuple[float, float], Field(strict=False)] = (0.6, 0.9)
+
+
+class Samplers(_Wire):
+    """The three samplers of a job."""
+
+    sparse_structure: SparseStructureSampler = SparseStructureSampler()
+    shape: Sampler = Sampler()
+    texture: TextureSampler = TextureSampler()
+
+
+class Output(_Wire):
+    """How the result is delivered."""
+
+    delivery: DeliveryChoice = Field(
+        "auto",
+        description="auto: the caller's upload_url when there is one, else the bucket, else a "
+        "local file; url: a bucket or local file; inline: base64 in the answer; upload: PUT to "
+        "upload_url.",
+    )
+    upload_url: str | None = Field(
+        None, max_length=8192, description="Presigned URL (http, https) that takes a PUT."
+    )
+    texture_format: TextureFormat = Field(
+        "png",
+        description="Of the base colour; webp makes the file need EXT_texture_webp. The "
+        "metallic-roughness map is always lossless.",
+    )
+    preview: bool = Field(True, description="Whether a rendered picture comes with the GLB.")
+
+    @model_validator(mode="after")
+    def _upload_needs_url(self) -> Output:
+        if self.upload_url is not None:
+            _require_http_url(self.upload_url, "upload_url")
+        if self.delivery == "upload" and self.upload_url is None:
+            raise ValueError("delivery 'upload' needs upload_url")
+        if self.delivery in ("url", "inline") and self.upload_url is not None:
+            raise ValueError(f"upload_url is not used with delivery {self.delivery!r}")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"resolution": 512, "texture_size": 1024, "decimation_target": 200_000},
+    "balanced": {"resolution": 1024, "texture_size": 2048, "decimation_target": 500_000},
+    # The settings of https://github.com/microsoft/TRELLIS.2/issues/92
+    "game_asset": {
+        "resolution": 1536,
+        "texture_size": 4096,
+        "decimation_target": 800_000,
+        "sampler": {
+            "sparse_structure": {"steps": 12, "guidance_strength": 7.5},
+            "shape": {"steps": 24, "guidance_strength": 6.5},
+            "texture": {"steps": 36, "guidance_strength": 3.0},
+        },
+    },
+}
+
+
+class GenerationRequest(_Wire):
+    """One image in, one GLB out."""
+
+    image: str | None = Field(None, description="The picture: base64 or a data URI.")
+    image_url: str | None = Field(
+        None, max_length=8192, description="The picture: an http or https address."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Random when absent; always in the answer."
+    )
+    preset: Literal["fast", "balanced", "game_asset"] | None = Field(
+        None, description="A set of values; explicit fields win over it."
+    )
+    resolution: Resolution = Field(1024, description="Cells a side of the geometry.")
+    sampler: Samplers = Samplers()
+    decimation_target: int = Field(
+        500_000, ge=1_000, le=2_000_000, description="Most faces of the mesh."
+    )
+    texture_size: TextureSize = Field(2048, description="Pixels a side of each texture.")
+    remesh: bool = Field(True, description="Rebuild the surface before decimation.")
+    remesh_band: int = Field(1, ge=1, le=4, description="Width of the remeshing band, in cells.")
+    background: Literal["auto", "keep"] = Field(
+        "auto", description="auto: removed unless the picture has alpha; keep: all is object."
+    )
+    max_degradation_level: int = Field(
+        12, ge=0, le=12, description="Lowest quality you accept; 0: as asked, or fail."
+    )
+    output: Output = Output()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, data: Any) -> Any:
+        preset = PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
+        return _merged(preset, data) if preset else data
+
+    @model_validator(mode="after")
+    def _one_image(self) -> GenerationRequest:
+        if (self.image is None) == (self.image_url is None):
+            given = "neither" if self.image is None else "both"
+            raise ValueError(f"exactly one of image and image_url is needed; {given} was given")
+        if self.image_url is not None:
+            _require_http_url(self.image_url, "image_url")
+        return self
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over` on top, objects merged field by field."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _require_http_url(url: str, field: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{field} must be an http or https address with a host")
+
+
+def parse_request(payload: object) -> GenerationRequest:
+    """Return the request that `payload` (the job's `input`) states.
+
+    Raises `InvalidInput` that names the field, the value and the limit.
+    """
+    if not isinstance(payload, dict):
+        raise InvalidInput(
+            f"input must be a JSON object, not {type(payload).__name__}", field="input"
+        )
+    try:
+        return GenerationRequest.model_validate(payload)
+    except ValidationError as err:
+        raise _refusal(err) from None
+    except RecursionError:
+        raise InvalidInput("input is nested too deeply", field="input") from None
+
+
+_SECRET_FIELDS = {"image", "image_url", "upload_url"}
+
+
+def _refusal(err: ValidationError) -> InvalidInput:
+    problems = err.errors(include_url=False)
+    fields = [".".join(str(part) for part in p["loc"])[:120] or "input" for p in problems]
+    lines = [_problem_text(f, p) for f, p in zip(fields, problems, strict=True)][:8]
+    return InvalidInput("; ".join(lines), field=fields[0])
+
+
+def _problem_text(field: str, problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field of a request"
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if _SECRET_FIELDS & set(field.split(".")) or isinstance(problem["input"], dict):
+        return message if problem["type"] == "value_error" else f"{field}: {message}"
+    return f"{field} is {_shown(problem['input'])}: {message}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- the answer ------------------------------------------------------------------------------
+
+
+class Artifact(_Wire):
+    """A delivered file: `url`, `base64`, or `bucket` and `key` where no URL can be signed."""
+
+    url: str | None = None
+    base64: str | None = None
+    bucket: str | None = None
+    key: str | None = None
+    bytes: int = Field(ge=0)
+    sha256: str
+    content_type: str
+    expires_at: str | None = Field(None, description="ISO 8601, UTC; null: does not expire.")
+
+
+class Attempt(_Wire):
+    """One stage that ran out of memory."""
+
+    stage: str
+    rung: str = Field(description="The rung at which it failed.")
+    error: str
+    vram_free_bytes: int | None
+    seconds: float
+
+
+class Degradation(_Wire):
+    """What was asked, what was given, and what happened in between."""
+
+    level: int = Field(ge=0, le=12)
+    lossless: bool
+    rung: str
+    requested: dict[str, Any]
+    effective: dict[str, Any]
+    attempts: list[Attempt]
+
+
+class MeshReport(_Wire):
+    """Facts about the delivered mesh; topology is counted after welding by position."""
+
+    vertices: int
+    faces: int
+    components: int
+    boundary_edges: int
+    nonmanifold_edges: int
+    degenerate_faces: int
+    bounds: list[list[float]]
+    warnings: list[str]
+
+
+class TextureReport(_Wire):
+    """Facts about the delivered textures; size 0 means colours at the vertices."""
+
+    size: int
+    format: str
+
+
+class Vram(_Wire):
+    """The card's memory over the job, as the driver sees it."""
+
+    peak_bytes: int
+    total_bytes: int
+
+
+class EngineInfo(_Wire):
+    """Which engine answered. `synthetic` means that its weights are random: a rehearsal."""
+
+    name: str
+    versions: dict[str, str] = {}
+    synthetic: bool = False
+    attention: str | None = None
+    card: str | None = None
+
+
+class GenerationResult(_Wire):
+    """The answer to a job that succeeded."""
+
+    job_id: str
+    glb_url: str | None
+    artifact: Artifact
+    preview: Artifact | None
+    engine: EngineInfo
+    worker_version: str
+    seed: int
+    oom_quality_degradation_level: int
+    degradation: Degradation
+    mesh: MeshReport
+    texture: TextureReport
+    timings: dict[str, float]
+    vram: Vram | None
+    init: dict[str, float]
+
+
+def request_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a job's `input`."""
+    return GenerationRequest.model_json_schema()
+
+
+def result_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a successful answer."""
+    return GenerationResult.model_json_schema(mode="serialization")

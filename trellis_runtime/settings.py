@@ -1,0 +1,270 @@
+"""The operator's configuration: the one reader of the environment.
+
+`Settings.from_env(mapping)` reads every variable once, reports all problems together, and gives
+frozen slices (`settings.image`, `settings.bucket`, ...): a module receives its slice, never the
+whole. `VARIABLES` is the list of names; `docs/settings.md` is written from it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from trellis_runtime.errors import SetupFailed
+
+GIB = 1024**3
+EngineChoice = Literal["auto", "trellis2", "embedded"]
+
+
+class _Slice(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageLimits(_Slice):
+    """Bounds on the picture that a job brings."""
+
+    max_bytes: int = Field(20_000_000, ge=1024, description="Largest encoded image, in bytes.")
+    max_pixels: int = Field(
+        50_000_000, ge=64, description="Largest image, in pixels, read from its header."
+    )
+    min_side_px: int = Field(32, ge=1, description="Shortest side that is worth a model, in px.")
+
+
+class FetchLimits(_Slice):
+    """Bounds on visiting an address that a caller names."""
+
+    timeout_s: float = Field(
+        30.0, gt=0, le=600, description="Seconds for a whole download, redirects included."
+    )
+    max_redirects: int = Field(5, ge=0, le=20, description="Redirects that are followed.")
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (),
+        description="Non-public networks (CIDR, comma-separated) that URLs may lead to all the "
+        "same: for a store inside your own network. Empty: none.",
+    )
+
+    @field_validator("allow_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [n.strip() for n in value.split(",") if n.strip()] if isinstance(value, str) else value
+
+
+class JobLimits(_Slice):
+    """How many jobs, how long, with how much room."""
+
+    max_concurrent: int = Field(1, ge=1, le=64, description="Generations that run side by side.")
+    max_queued: int = Field(
+        2, ge=0, le=10_000, description="Jobs that may wait in this process; more get worker_busy."
+    )
+    timeout_s: float = Field(
+        900.0, gt=0, description="Seconds for a job, where the platform passes no deadline."
+    )
+    min_free_disk_gb: float = Field(
+        5.0, ge=0, description="GiB of disk that must be free before a job starts."
+    )
+    jobs_per_process: int = Field(
+        0, ge=0, description="Recycle the worker after so many jobs; 0: never."
+    )
+    grace_s: float = Field(
+        60.0, ge=0, description="Seconds that a job in hand gets to finish after SIGTERM."
+    )
+
+    @property
+    def min_free_disk_bytes(self) -> int:
+        return int(self.min_free_disk_gb * GIB)
+
+
+class Delivery(_Slice):
+    """Where results go when the bucket is not asked for."""
+
+    output_dir: Path = Field(Path("output"), description="Folder for results of local runs.")
+    scratch_dir: Path = Field(
+        Path(gettempdir()) / "trellis-runtime",
+        description="Folder for files of jobs in hand; emptied after each job and at start.",
+    )
+    max_answer_bytes: int = Field(
+        10_000_000,
+        ge=10_000,
+        description="Largest answer, in bytes of JSON, that the platform takes; an inline GLB "
+        "has about three quarters of it.",
+    )
+
+
+class Bucket(_Slice):
+    """An S3 bucket for results."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint; unset: no bucket.")
+    access_key_id: SecretStr | None = Field(None, description="Key id for the bucket.")
+    secret_access_key: SecretStr | None = Field(None, description="Secret key for the bucket.")
+    name: str | None = Field(None, description="Bucket name.")
+    region: str | None = Field(None, description="Region; most S3-compatible stores ignore it.")
+    prefix: str = Field("trellis2", description="Key prefix; results are at PREFIX/JOB_ID/.")
+    addressing_style: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="How the bucket's name is put into URLs."
+    )
+    url_expiry_s: int = Field(
+        604_800, ge=60, le=604_800, description="Life of presigned URLs, in seconds."
+    )
+    public_base_url: str | None = Field(
+        None, description="Answer with this base URL and the key, unsigned (a CDN, say)."
+    )
+    timeout_s: float = Field(60.0, gt=0, description="Seconds for one S3 call.")
+    max_attempts: int = Field(4, ge=1, le=20, description="Tries for one S3 call.")
+
+    @property
+    def is_configured(self) -> bool:
+        return self.endpoint_url is not None
+
+
+class Embedded(_Slice):
+    """The engine that needs no GPU and no weights."""
+
+    memory_budget_mb: float | None = Field(
+        None,
+        gt=0,
+        description="MiB that the embedded engine may hold, so that the ladder can be seen "
+        "working on a CPU; unset: no bound.",
+    )
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        return None if self.memory_budget_mb is None else int(self.memory_budget_mb * 1024**2)
+
+
+class Logging(_Slice):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level.")
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: JSON lines, unless standard error is a terminal."
+    )
+
+
+class Platform(_Slice):
+    """What RunPod tells the process about itself."""
+
+    job_take_url: str | None = Field(
+        None, description="Set by RunPod on a worker; its absence means a local run."
+    )
+
+    @property
+    def is_worker(self) -> bool:
+        return self.job_take_url is not None
+
+
+class Settings(_Slice):
+    """The whole configuration of one process."""
+
+    engine: EngineChoice = Field(
+        "auto",
+        description="trellis2, embedded, or auto: trellis2 where it is installed, else embedded. "
+        "On a RunPod worker auto means trellis2: a worker never falls back.",
+    )
+    image: ImageLimits = ImageLimits()
+    fetch: FetchLimits = FetchLimits()
+    jobs: JobLimits = JobLimits()
+    delivery: Delivery = Delivery()
+    bucket: Bucket = Bucket()
+    embedded: Embedded = Embedded()
+    logging: Logging = Logging()
+    platform: Platform = Platform()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the configuration from `environ` (the process's own by default).
+
+        Raises `SetupFailed` that lists every problem: unknown names of ours, values out of
+        bounds, a half-set bucket.
+        """
+        environ = os.environ if environ is None else environ
+        problems = _unknown_names(environ)
+        settings = cls()
+        try:
+            settings = cls.model_validate(_nested(environ))
+        except ValidationError as err:
+            problems += [_explain(e) for e in err.errors(include_url=False)]
+        problems += _half_set_bucket(environ)
+        if problems:
+            raise SetupFailed("the environment is not usable:\n  " + "\n  ".join(problems))
+        return settings
+
+
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "TRELLIS2_ENGINE": ("engine",),
+    "TRELLIS2_MAX_IMAGE_BYTES": ("image", "max_bytes"),
+    "TRELLIS2_MAX_IMAGE_PIXELS": ("image", "max_pixels"),
+    "TRELLIS2_MIN_IMAGE_SIDE_PX": ("image", "min_side_px"),
+    "TRELLIS2_FETCH_TIMEOUT_S": ("fetch", "timeout_s"),
+    "TRELLIS2_FETCH_MAX_REDIRECTS": ("fetch", "max_redirects"),
+    "TRELLIS2_FETCH_ALLOW_NETWORKS": ("fetch", "allow_networks"),
+    "MAX_CONCURRENT_GENERATIONS": ("jobs", "max_concurrent"),
+    "TRELLIS2_MAX_QUEUED_JOBS": ("jobs", "max_queued"),
+    "TRELLIS2_JOB_TIMEOUT_S": ("jobs", "timeout_s"),
+    "TRELLIS2_MIN_FREE_DISK_GB": ("jobs", "min_free_disk_gb"),
+    "TRELLIS2_JOBS_PER_PROCESS": ("jobs", "jobs_per_process"),
+    "TRELLIS2_SHUTDOWN_GRACE_S": ("jobs", "grace_s"),
+    "TRELLIS2_OUTPUT_DIR": ("delivery", "output_dir"),
+    "TRELLIS2_SCRATCH_DIR": ("delivery", "scratch_dir"),
+    "TRELLIS2_MAX_ANSWER_BYTES": ("delivery", "max_answer_bytes"),
+    "BUCKET_ENDPOINT_URL": ("bucket", "endpoint_url"),
+    "BUCKET_ACCESS_KEY_ID": ("bucket", "access_key_id"),
+    "BUCKET_SECRET_ACCESS_KEY": ("bucket", "secret_access_key"),
+    "BUCKET_NAME": ("bucket", "name"),
+    "BUCKET_REGION": ("bucket", "region"),
+    "BUCKET_PREFIX": ("bucket", "prefix"),
+    "BUCKET_ADDRESSING_STYLE": ("bucket", "addressing_style"),
+    "BUCKET_URL_EXPIRY_S": ("bucket", "url_expiry_s"),
+    "BUCKET_PUBLIC_BASE_URL": ("bucket", "public_base_url"),
+    "BUCKET_TIMEOUT_S": ("bucket", "timeout_s"),
+    "BUCKET_MAX_ATTEMPTS": ("bucket", "max_attempts"),
+    "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
+    "TRELLIS2_LOG_LEVEL": ("logging", "level"),
+    "TRELLIS2_LOG_FORMAT": ("logging", "format"),
+    "RUNPOD_WEBHOOK_GET_JOB": ("platform", "job_take_url"),
+}
+_REQUIRED_FOR_BUCKET = (
+    "BUCKET_ENDPOINT_URL",
+    "BUCKET_ACCESS_KEY_ID",
+    "BUCKET_SECRET_ACCESS_KEY",
+    "BUCKET_NAME",
+)
+_OUR_PREFIXES = ("TRELLIS2_", "BUCKET_")
+
+
+def _unknown_names(environ: Mapping[str, str]) -> list[str]:
+    """A typo must not be ignored in silence."""
+    unknown = sorted(n for n in environ if n.startswith(_OUR_PREFIXES) and n not in VARIABLES)
+    return [f"{name} is not a variable of this worker (see docs/settings.md)" for name in unknown]
+
+
+def _nested(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Turn set variables into the shape of the settings tree; an empty value counts as unset."""
+    tree: dict[str, Any] = {}
+    for name, (*parents, leaf) in VARIABLES.items():
+        if value := environ.get(name):
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+    return tree
+
+
+def _explain(error: Any) -> str:
+    path = tuple(part for part in error["loc"] if isinstance(part, str))
+    name = next((n for n, p in VARIABLES.items() if path[: len(p)] == p), ".".join(path))
+    return f"{name} has value {error['input']!r}: {error['msg']}"
+
+
+def _half_set_bucket(environ: Mapping[str, str]) -> list[str]:
+    """A bucket that is half set fails at start, not at the first job's delivery."""
+    absent = [name for name in _REQUIRED_FOR_BUCKET if not environ.get(name)]
+    if not absent or len(absent) == len(_REQUIRED_FOR_BUCKET):
+        return []
+    given = ", ".join(n for n in _REQUIRED_FOR_BUCKET if n not in absent)
+    return [f"the bucket is half set: {', '.join(absent)} missing beside {given}"]

@@ -1,0 +1,151 @@
+"""One job's scope, travelling down the pipeline: stages, progress, cancellation, deadline.
+
+Logs are structlog events: a constant name and fields with units in their names, one JSON object a
+line. Nothing here ever sees image bytes, URLs or secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from trellis_runtime.errors import DeadlineExceeded, JobCancelled
+
+Progress = Callable[[str, float], None]
+"""Called with a stage's name and the job's fraction done, 0 to 1, from the job's own thread."""
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure_logging(level: str = "info", form: str = "auto") -> None:
+    """Send events of at least `level` to standard error, as JSON lines or for people."""
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    renderer = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+            structlog.processors.format_exc_info if as_json else _keep,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # botocore and urllib3 name hosts and keys at DEBUG; nobody asked them.
+    for name in ("boto3", "botocore", "s3transfer", "urllib3", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _keep(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return event
+
+
+def logger() -> structlog.typing.FilteringBoundLogger:
+    """Return the project's logger."""
+    log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return log
+
+
+@dataclass(slots=True)
+class Deadline:
+    """A moment on the monotonic clock; None never comes."""
+
+    at: float | None = None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        return cls(None if seconds is None else time.monotonic() + seconds)
+
+    def remaining(self) -> float:
+        """Seconds left, infinite without a deadline, never below zero."""
+        return float("inf") if self.at is None else max(0.0, self.at - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return self.remaining() == 0.0
+
+
+# Rough shares of a job, so that progress moves evenly; only the order of magnitude matters.
+_WEIGHTS = {
+    "image": 2,
+    "condition": 3,
+    "structure": 10,
+    "shape": 30,
+    "texture": 15,
+    "decode": 10,
+    "bake": 20,
+    "export": 5,
+    "preview": 3,
+    "store": 2,
+}
+
+
+@dataclass(slots=True)
+class JobScope:
+    """What one job carries down: its id, its clock, its stop signal, its ears.
+
+    `check` is called between stages and between sampler steps; it raises `JobCancelled` or
+    `DeadlineExceeded` there and nowhere else, so a stage is never left half done on purpose.
+    """
+
+    job_id: str
+    deadline: Deadline = field(default_factory=Deadline)
+    progress: Progress | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _stage: str = ""
+    _done: set[str] = field(default_factory=set)
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next check; safe from any thread."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Raise if the job has been stopped or its time is over."""
+        where = f" during {self._stage}" if self._stage else ""
+        if self._cancelled.is_set():
+            raise JobCancelled(f"the job was stopped{where}")
+        if self.deadline.passed:
+            raise DeadlineExceeded(f"the job's time was over{where}")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage (repeats add up), check before it, and report progress."""
+        self._stage = name
+        self.check()
+        self._report(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.timings[name] = self.timings.get(name, 0.0) + seconds
+            logger().info("stage_finished", job_id=self.job_id, stage=name, seconds=round(seconds, 4))
+        self._done.add(name)
+
+    def step(self, done: int, total: int) -> None:
+        """Report step `done` of `total` inside the current stage, and check."""
+        self.check()
+        self._report(done / max(total, 1))
+
+    def _report(self, within: float) -> None:
+        if self.progress is None:
+            return
+        weight = sum(_WEIGHTS.get(s, 0) for s in self._done if s != self._stage)
+        weight += _WEIGHTS.get(self._stage, 0) * within
+        self.progress(self._stage, min(1.0, weight / sum(_WEIGHTS.values())))
