@@ -69,6 +69,9 @@ class Generation(Protocol):
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         """Run `stage` from the products of those before it; raises `OutOfVram`, `EngineFault`."""
 
+    def reclaim(self) -> None:
+        """After an out-of-memory error, give back all that the next attempt can do without."""
+
     def asset(self) -> Asset:
         """Return the product of the last stage."""
 
@@ -90,9 +93,6 @@ class Engine(Protocol):
 
     def wants_offload(self, plan: Plan) -> bool:
         """Whether the free memory is known to be too little for `plan` with all resident."""
-
-    def reclaim(self) -> None:
-        """Give back all memory that the engine can do without."""
 
     def memory(self) -> MemorySnapshot | None:
         """Return the device's memory, None where there is no device."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from trellis_runtime.telemetry import Deadline, JobScope
 
 _USER_AGENT = "trellis-runtime"
 _CHUNK_BYTES = 64 * 1024
+_UPLOAD_ATTEMPTS = 3
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # is_global of older Pythons calls some of these public; each leads into a network of somebody's.
@@ -80,25 +82,70 @@ def fetch(url: str, max_bytes: int, limits: FetchLimits, scope: JobScope) -> byt
                     f"the server at {host_of(url)} answered {response.status_code}",
                     field="image_url",
                 )
-            return b"".join(_capped(response, max_bytes, scope))
+            body = b"".join(_capped(response, max_bytes, scope))
+        _require_in_time(deadline)
+        return body
 
 
-def upload(url: str, body: bytes, content_type: str, limits: FetchLimits, scope: JobScope) -> None:
-    """PUT `body` to the caller's presigned `url`, under the same rules; redirects are refused."""
+def upload(
+    url: str,
+    body: bytes,
+    content_type: str,
+    limits: FetchLimits,
+    scope: JobScope,
+    field: str = "output.upload_url",
+) -> None:
+    """PUT `body` to the caller's presigned `url`, under the same rules; redirects are refused.
+
+    A failure of the network or a 5xx answer is tried again, twice. Raises `UrlRefused` or
+    `StorageFailed`.
+    """
+    headers = {"Content-Type": content_type}
+    _retried("PUT", url, limits, scope, field=field, data=body, headers=headers)
+
+
+def head(url: str, limits: FetchLimits, scope: JobScope) -> Mapping[str, str]:
+    """Return the headers of a HEAD at the caller's `url`; raises as `upload` does."""
+    return _retried("HEAD", url, limits, scope, field="s3Config")
+
+
+def _retried(
+    method: str, url: str, limits: FetchLimits, scope: JobScope, *, field: str, **kwargs: Any
+) -> Mapping[str, str]:
+    attempt = 1
+    while True:
+        try:
+            return _request(method, url, limits, scope, field=field, **kwargs)
+        except StorageFailed as err:
+            if attempt == _UPLOAD_ATTEMPTS or not err.details.get("transient"):
+                raise StorageFailed(err.message, field=field) from None
+        time.sleep(min(2.0 ** (attempt - 1), scope.deadline.remaining()))
+        scope.check()
+        attempt += 1
+
+
+def _request(
+    method: str, url: str, limits: FetchLimits, scope: JobScope, *, field: str, **kwargs: Any
+) -> Mapping[str, str]:
     deadline = _deadline(limits, scope)
-    with _session(limits, deadline) as session, _network_errors(deadline, StorageFailed):
-        response = session.put(
-            url,
-            data=body,
-            headers={"Content-Type": content_type},
-            timeout=_timeouts(deadline),
-            allow_redirects=False,
+    with _session(limits, deadline) as session, _network_errors(deadline, StorageFailed, field):
+        response = session.request(
+            method, url, timeout=_timeouts(deadline), allow_redirects=False, **kwargs
         )
         if not 200 <= response.status_code < 300:
             raise StorageFailed(
-                f"the upload address at {host_of(url)} answered {response.status_code}",
-                field="output.upload_url",
+                f"{host_of(url)} answered {response.status_code} to {method}",
+                field=field,
+                details={"transient": response.status_code >= 500},
             )
+        _require_in_time(deadline)
+        return response.headers
+
+
+def _require_in_time(deadline: Deadline) -> None:
+    """A socket shut at the deadline looks like a body that ended; it must not pass for one."""
+    if deadline.passed:
+        raise TimeoutError
 
 
 def host_of(url: str) -> str:
@@ -133,34 +180,34 @@ def _capped(response: requests.Response, max_bytes: int, scope: JobScope) -> Ite
 
 
 @contextmanager
-def _network_errors(deadline: Deadline, leaf: type[WorkerError]) -> Iterator[None]:
+def _network_errors(
+    deadline: Deadline, leaf: type[WorkerError], field: str = "image_url"
+) -> Iterator[None]:
     """Turn what the network does into our errors, telling neither path nor query."""
     try:
         yield
     except requests.TooManyRedirects:
-        raise UrlRefused("the address redirects too often", field="image_url") from None
+        raise UrlRefused("the address redirects too often", field=field) from None
     except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
-        raise UrlRefused("the address led to something other than http(s)") from None
+        raise UrlRefused(f"{field} led to something other than http(s)", field=field) from None
     except (requests.RequestException, HTTPError, OSError, UnicodeError) as err:
         if refused := _refusal_within(err):
-            raise refused from None
-        why = "took too long" if deadline.passed else f"failed ({_cause(err)})"
-        raise leaf(f"the transfer {why}") from None
+            raise UrlRefused(str(refused), field=field) from None
+        why = "took too long" if deadline.passed else f"failed ({type(err).__name__})"
+        details = {"transient": True} if leaf is StorageFailed else {}
+        raise leaf(f"the transfer of {field} {why}", field=field, details=details) from None
 
 
-def _refusal_within(err: BaseException) -> UrlRefused | None:
+def _refusal_within(err: BaseException) -> _Refused | None:
+    """Find our refusal below the wrappings of urllib3 and requests."""
     seen: BaseException | None = err
     while seen is not None:
         if isinstance(seen, _Refused):
-            return UrlRefused(str(seen), field="image_url")
+            return seen
         nested = [a for a in seen.args if isinstance(a, BaseException)]
         nested += [r for a in nested if isinstance(r := getattr(a, "reason", None), BaseException)]
         seen = next((n for n in nested if n is not seen), None) or seen.__cause__
     return None
-
-
-def _cause(err: BaseException) -> str:
-    return type(err).__name__
 
 
 class _Refused(OSError):

@@ -61,9 +61,7 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "asset"}],
-        "meshes": [
-            {"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}
-        ],
+        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
         "materials": [material],
     }
     return EncodedGlb(_pack(document, bytes(builder.blob)), used_format)

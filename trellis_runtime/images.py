@@ -116,8 +116,7 @@ def _require_size(size: tuple[int, int], limits: ImageLimits, field: str) -> Non
         )
     if min(size) < limits.min_side_px:
         raise ImageRejected(
-            f"{field} is {width}x{height} px; the shortest side must have "
-            f"{limits.min_side_px} px",
+            f"{field} is {width}x{height} px; the shortest side must have {limits.min_side_px} px",
             field=field,
         )
 

@@ -61,15 +61,15 @@ def require_mesh(asset: Asset) -> None:
     if largest > BOUND:
         raise MeshRejected(f"a coordinate is {largest:.3g}; the limit is {BOUND}")
     if int(faces.max()) >= len(vertices) or int(faces.min()) < 0:
-        raise MeshRejected(
-            f"an index is {int(faces.max())}; the mesh has {len(vertices)} vertices"
-        )
+        raise MeshRejected(f"an index is {int(faces.max())}; the mesh has {len(vertices)} vertices")
     share = float(_degenerate(asset).mean())
     if share > _REJECTED_DEGENERATE_SHARE:
         raise MeshRejected(f"{share:.0%} of the faces have no area")
 
 
-def _warnings(asset: Asset, degenerate: int, components: int, extents: NDArray[np.float32]) -> list[str]:
+def _warnings(
+    asset: Asset, degenerate: int, components: int, extents: NDArray[np.float32]
+) -> list[str]:
     found = []
     ratio = len(asset.faces) / len(asset.vertices)
     if ratio > _FACES_PER_VERTEX:

@@ -23,7 +23,7 @@ CONTENT_TYPE = "image/png"
 SIZE_PX = 512
 
 _OVERSAMPLING = 2
-_YAW_DEGREES, _PITCH_DEGREES = 28.0, 14.0
+_YAW_DEGREES, _PITCH_DEGREES = -24.0, 14.0
 _FIELD_OF_VIEW_DEGREES = 30.0
 _KEY_LIGHT = np.array([-0.45, 0.75, 0.6])
 _KEY, _SKY, _GROUND = 2.1, np.array([0.62, 0.66, 0.72]), np.array([0.34, 0.31, 0.29])
@@ -65,9 +65,7 @@ class _Camera:
         centre = (low + high).astype(np.float64) / 2
         radius = float(np.linalg.norm(points - centre, axis=1).max()) or 1.0
         yaw, pitch = np.radians([_YAW_DEGREES, _PITCH_DEGREES])
-        back = np.array(
-            [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)]
-        )
+        back = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
         right = np.cross([0.0, 1.0, 0.0], back)
         right /= np.linalg.norm(right)
         distance = 1.02 * radius / np.sin(np.radians(_FIELD_OF_VIEW_DEGREES / 2))
@@ -93,13 +91,11 @@ class _Scene:
         self._base = _pixels(content.base_color)
         self._rough = _pixels(content.metallic_roughness)
 
-    def trace(self, camera: _Camera, rows: range, size: int) -> NDArray[np.float32]:
+    def trace(self, camera: _Camera, rows: range, size: int) -> Vectors:
         """Return linear colours (len(rows), size, 3)."""
         directions = camera.rays(rows, size)
         origins = np.broadcast_to(camera.position, directions.shape)
-        hits = self._embree.run(
-            origins.astype(np.float32), directions.astype(np.float32), output=1
-        )
+        hits = self._embree.run(origins.astype(np.float32), directions.astype(np.float32), output=1)
         colors = _background(rows, size)
         seen = hits["primID"] >= 0
         if seen.any():
@@ -125,7 +121,9 @@ class _Scene:
         sky = 0.5 + 0.5 * normals[:, 1:2]
         soft = _SKY * sky + _GROUND * (1 - sky)
         highlight = _ggx(normals, -directions, light, roughness) * lambert
-        return base * (soft + _KEY * lambert[:, None] / np.pi * 1.4) + 0.04 * highlight[:, None] * _KEY
+        return (
+            base * (soft + _KEY * lambert[:, None] / np.pi * 1.4) + 0.04 * highlight[:, None] * _KEY
+        )
 
     def _face_normals(self, corners: NDArray[np.int64]) -> Vectors:
         a, b, c = (self.content.positions[corners[:, i]].astype(np.float64) for i in range(3))
@@ -197,5 +195,7 @@ def _to_linear(srgb: Vectors) -> Vectors:
 def _to_srgb(linear: Vectors) -> NDArray[np.uint8]:
     # A soft shoulder keeps lit whites from clipping flat.
     mapped = np.where(linear < 0.7, linear, 0.7 + 0.3 * np.tanh((linear - 0.7) / 0.3))
-    srgb = np.where(mapped <= 0.0031308, mapped * 12.92, 1.055 * np.maximum(mapped, 0) ** (1 / 2.4) - 0.055)
+    srgb = np.where(
+        mapped <= 0.0031308, mapped * 12.92, 1.055 * np.maximum(mapped, 0) ** (1 / 2.4) - 0.055
+    )
     return (np.clip(srgb, 0, 1) * 255).round().astype(np.uint8)

@@ -72,9 +72,9 @@ class Output(_Wire):
 
     delivery: DeliveryChoice = Field(
         "auto",
-        description="auto: the caller's upload_url when there is one, else the bucket, else a "
-        "local file; url: a bucket or local file; inline: base64 in the answer; upload: PUT to "
-        "upload_url.",
+        description="auto: upload_url when there is one, else a bucket, else a local file on a "
+        "local run, else inline; url: a bucket, or a local file on a local run; inline: base64 in "
+        "the answer; upload: PUT to upload_url.",
     )
     upload_url: str | None = Field(
         None, max_length=8192, description="Presigned URL (http, https) that takes a PUT."
@@ -213,7 +213,7 @@ def _problem_text(field: str, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{field} is missing"
     if _SECRET_FIELDS & set(field.split(".")) or isinstance(problem["input"], dict):
-        return message if problem["type"] == "value_error" else f"{field}: {message}"
+        return message if field == "input" else f"{field}: {message}"
     return f"{field} is {_shown(problem['input'])}: {message}"
 
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -52,7 +51,9 @@ class FetchLimits(_Slice):
     @field_validator("allow_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [n.strip() for n in value.split(",") if n.strip()] if isinstance(value, str) else value
+        return (
+            [n.strip() for n in value.split(",") if n.strip()] if isinstance(value, str) else value
+        )
 
 
 class JobLimits(_Slice):
@@ -83,10 +84,9 @@ class JobLimits(_Slice):
 class Delivery(_Slice):
     """Where results go when the bucket is not asked for."""
 
-    output_dir: Path = Field(Path("output"), description="Folder for results of local runs.")
-    scratch_dir: Path = Field(
-        Path(gettempdir()) / "trellis-runtime",
-        description="Folder for files of jobs in hand; emptied after each job and at start.",
+    output_dir: Path = Field(
+        Path("output"),
+        description="Folder for results of local runs; files in the making are in its .partial/.",
     )
     max_answer_bytes: int = Field(
         10_000_000,
@@ -210,7 +210,6 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_JOBS_PER_PROCESS": ("jobs", "jobs_per_process"),
     "TRELLIS2_SHUTDOWN_GRACE_S": ("jobs", "grace_s"),
     "TRELLIS2_OUTPUT_DIR": ("delivery", "output_dir"),
-    "TRELLIS2_SCRATCH_DIR": ("delivery", "scratch_dir"),
     "TRELLIS2_MAX_ANSWER_BYTES": ("delivery", "max_answer_bytes"),
     "BUCKET_ENDPOINT_URL": ("bucket", "endpoint_url"),
     "BUCKET_ACCESS_KEY_ID": ("bucket", "access_key_id"),

@@ -27,9 +27,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 def configure_logging(level: str = "info", form: str = "auto") -> None:
     """Send events of at least `level` to standard error, as JSON lines or for people."""
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
-    renderer = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
-    )
+    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -47,7 +45,9 @@ def configure_logging(level: str = "info", form: str = "auto") -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _keep(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _keep(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     return event
 
 
@@ -135,7 +135,9 @@ class JobScope:
         finally:
             seconds = time.perf_counter() - started
             self.timings[name] = self.timings.get(name, 0.0) + seconds
-            logger().info("stage_finished", job_id=self.job_id, stage=name, seconds=round(seconds, 4))
+            logger().info(
+                "stage_finished", job_id=self.job_id, stage=name, seconds=round(seconds, 4)
+            )
         self._done.add(name)
 
     def step(self, done: int, total: int) -> None:
@@ -146,6 +148,6 @@ class JobScope:
     def _report(self, within: float) -> None:
         if self.progress is None:
             return
-        weight = sum(_WEIGHTS.get(s, 0) for s in self._done if s != self._stage)
+        weight: float = sum(_WEIGHTS.get(s, 0) for s in self._done if s != self._stage)
         weight += _WEIGHTS.get(self._stage, 0) * within
         self.progress(self._stage, min(1.0, weight / sum(_WEIGHTS.values())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,61 +13,70 @@ _UNBOUNDED = 2**63 - 1
 
 
 class Budget:
-    """Counts the bytes of arrays that the engine holds, and refuses what exceeds the total.
+    """Counts the bytes of arrays that the engine's jobs hold, and refuses what exceeds the total.
 
-    `hold` is for arrays that outlive a stage, `working` for those that do not. Sizes are those of
-    the arrays really allocated, stated just before they are.
+    Sizes are those of the arrays really allocated, stated just before they are.
     """
 
     def __init__(self, total: int | None) -> None:
         self._total = _UNBOUNDED if total is None else total
-        self._held: dict[str, int] = {}
-        self._working = 0
+        self._used = 0
         self._peak = 0
+        self._lock = threading.Lock()
 
-    @property
-    def free(self) -> int:
-        return self._total - self._working - sum(self._held.values())
+    def share(self) -> Share:
+        """Return the part of one job."""
+        with self._lock:
+            self._peak = self._used
+        return Share(self)
 
-    def hold(self, name: str, size: int) -> None:
-        """Count `size` bytes under `name` until `drop`; raises `OutOfVram`."""
-        self.drop(name)
-        self._require(name, size)
-        self._held[name] = size
-        self._note_peak()
+    def take(self, name: str, size: int) -> None:
+        """Count `size` more bytes; raises `OutOfVram` when they are not free."""
+        with self._lock:
+            free = self._total - self._used
+            if size > free:
+                raise OutOfVram(
+                    f"{name} needs {size / 2**20:.1f} MiB; {free / 2**20:.1f} of "
+                    f"{self._total / 2**20:.1f} MiB are free"
+                )
+            self._used += size
+            self._peak = max(self._peak, self._used)
 
-    def drop(self, *names: str) -> None:
-        """Stop counting `names`, or everything held when none is named."""
-        for name in names or tuple(self._held):
-            self._held.pop(name, None)
-
-    @contextmanager
-    def working(self, name: str, size: int) -> Iterator[None]:
-        """Count `size` bytes while the block runs; raises `OutOfVram` before it starts."""
-        self._require(name, size)
-        self._working += size
-        self._note_peak()
-        try:
-            yield
-        finally:
-            self._working -= size
+    def give(self, size: int) -> None:
+        with self._lock:
+            self._used -= size
 
     def snapshot(self) -> MemorySnapshot | None:
         """Return the budget as a device's memory, None when there is no bound."""
         if self._total == _UNBOUNDED:
             return None
-        return MemorySnapshot(free=self.free, total=self._total, peak=self._peak)
+        with self._lock:
+            return MemorySnapshot(self._total - self._used, self._total, self._peak)
 
-    def reset_peak(self) -> None:
-        self._peak = 0
-        self._note_peak()
 
-    def _note_peak(self) -> None:
-        self._peak = max(self._peak, self._total - self.free)
+class Share:
+    """One job's part of the budget: `hold` outlives a stage, `working` does not."""
 
-    def _require(self, name: str, size: int) -> None:
-        if size > self.free:
-            raise OutOfVram(
-                f"{name} needs {size / 2**20:.1f} MiB; {self.free / 2**20:.1f} of "
-                f"{self._total / 2**20:.1f} MiB are free"
-            )
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._held: dict[str, int] = {}
+
+    def hold(self, name: str, size: int) -> None:
+        """Count `size` bytes under `name` until `drop`; raises `OutOfVram`."""
+        self.drop(name)
+        self._budget.take(name, size)
+        self._held[name] = size
+
+    def drop(self, *names: str) -> None:
+        """Stop counting `names`, or everything held when none is named."""
+        for name in names or tuple(self._held):
+            self._budget.give(self._held.pop(name, 0))
+
+    @contextmanager
+    def working(self, name: str, size: int) -> Iterator[None]:
+        """Count `size` bytes while the block runs; raises `OutOfVram` before it starts."""
+        self._budget.take(name, size)
+        try:
+            yield
+        finally:
+            self._budget.give(size)

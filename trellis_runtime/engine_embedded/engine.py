@@ -1,11 +1,11 @@
 """The embedded engine's stages, and what each leaves for the next.
 
-    condition   photo -> crop and silhouette
-    structure   silhouette -> coarse inflation
-    shape       coarse inflation -> fine inflation
-    texture     crop -> colours of front and back
-    decode      inflation + shading -> heights of front and back
-    bake        heights + colours -> closed mesh with textures
+condition   photo -> crop and silhouette
+structure   silhouette -> coarse inflation
+shape       coarse inflation -> fine inflation
+texture     crop -> colours of front and back
+decode      inflation + shading -> heights of front and back
+bake        heights + colours -> closed mesh with textures
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import scipy
 
 from trellis_runtime.engine import Asset, MemorySnapshot, Rgba
 from trellis_runtime.engine_embedded import inflation, surface, texture
-from trellis_runtime.engine_embedded.budget import Budget
+from trellis_runtime.engine_embedded.budget import Budget, Share
 from trellis_runtime.engine_embedded.foreground import Foreground, find_foreground
 from trellis_runtime.engine_embedded.inflation import Field, Mask
 from trellis_runtime.engine_embedded.surface import Floats
@@ -73,15 +73,10 @@ class EmbeddedEngine:
         note("load", 0.0)
 
     def begin(self, image: Rgba, plan: Plan) -> EmbeddedGeneration:
-        self._budget.drop()
-        self._budget.reset_peak()
-        return EmbeddedGeneration(image, plan.seed, self._budget)
+        return EmbeddedGeneration(image, plan.seed, self._budget.share())
 
     def wants_offload(self, plan: Plan) -> bool:
         return False
-
-    def reclaim(self) -> None:
-        self._budget.drop()
 
     def memory(self) -> MemorySnapshot | None:
         return self._budget.snapshot()
@@ -90,7 +85,7 @@ class EmbeddedEngine:
 class EmbeddedGeneration:
     """One job."""
 
-    def __init__(self, image: Rgba, seed: int, budget: Budget) -> None:
+    def __init__(self, image: Rgba, seed: int, budget: Share) -> None:
         self._image = image
         self._seed = seed
         self._budget = budget
@@ -107,6 +102,9 @@ class EmbeddedGeneration:
         }[stage](plan, scope)
         if plan.offload:
             self._budget.drop()
+
+    def reclaim(self) -> None:
+        self._budget.drop()
 
     def asset(self) -> Asset:
         return _made(self._made.asset)
@@ -164,7 +162,7 @@ class EmbeddedGeneration:
         self._made.heights = front, height * np.float32(_BACK_FLATNESS)
 
     def _bake(self, plan: Plan, scope: JobScope) -> None:
-        mesh = surface.decimate(self._extract(plan), plan.decimation_target)
+        mesh = self._surface(plan)
         scope.step(1, 3)
         split, is_back = surface.split_sides(mesh)
         normals = surface.vertex_normals(mesh)[_origin_of(split, mesh)]
@@ -177,7 +175,7 @@ class EmbeddedGeneration:
         )
         if plan.texture_size == 0:
             colors = texture.at_vertices(front, back, split.vertices[:, :2], is_back)
-            self._made.asset = Asset(**common, vertex_colors=colors)  # type: ignore[arg-type]
+            self._made.asset = Asset(**common, vertex_colors=colors)
             return
         need = texture.bake_bytes(plan.texture_size, by_rows=plan.chunk_bake)
         with self._budget.working("the texture", need):
@@ -187,31 +185,50 @@ class EmbeddedGeneration:
             )
         scope.step(2, 3)
         self._made.asset = Asset(
-            **common,  # type: ignore[arg-type]
+            **common,
             uvs=charts.uv(split.vertices[:, :2], is_back),
             base_color=base,
             metallic_roughness=packed,
         )
 
-    def _extract(self, plan: Plan) -> surface.Surface:
+    def _surface(self, plan: Plan) -> surface.Surface:
+        """Return the closed surface, with no more faces than asked.
+
+        Where decimation does not leave it closed, a coarser grid does the same by construction.
+        """
+        finest = _made(self._made.mask).shape[0]
+        cells = min(finest, _cells(plan.remesh_resolution)) if plan.remesh else finest
+        while True:
+            extracted = self._extract(cells, smooth_outline=plan.remesh)
+            reduced = surface.decimate(extracted, plan.decimation_target)
+            if reduced is not None:
+                return reduced
+            share = (plan.decimation_target / len(extracted.faces)) ** 0.5
+            cells = max(8, int(cells * min(share, 0.95)))
+
+    def _extract(self, cells: int, *, smooth_outline: bool) -> surface.Surface:
         front, back = _made(self._made.heights)
         mask = _made(self._made.mask)
-        cells = _cells(plan.remesh_resolution) if plan.remesh else mask.shape[0]
-        # positions, quads and triangles of both sheets
-        with self._budget.working("the surface", int(mask.sum()) * 2 * (12 + 32 + 48)):
+        with self._budget.working("the surface", _surface_bytes(mask, cells)):
             if cells < mask.shape[0]:
                 mask = inflation.grid_mask(_made(self._made.foreground).mask, cells)
                 inside = inflation.inner_corners(mask)
                 front = inflation.resample(front, cells + 1) * inside
                 back = inflation.resample(back, cells + 1) * inside
-            return surface.extract(mask, front, back, smooth_outline=plan.remesh)
+            return surface.extract(mask, front, back, smooth_outline=smooth_outline)
 
 
 def _cells(resolution: int) -> int:
     return resolution // _CELLS_PER_RESOLUTION
 
 
-def _origin_of(split: surface.Surface, mesh: surface.Surface) -> np.ndarray:  # type: ignore[type-arg]
+def _surface_bytes(mask: Mask, cells: int) -> int:
+    """Bytes of positions, quads and triangles of both sheets on a grid of `cells`."""
+    share = (cells / mask.shape[0]) ** 2
+    return int(mask.sum() * share) * 2 * (12 + 32 + 48)
+
+
+def _origin_of(split: surface.Surface, mesh: surface.Surface) -> np.ndarray:
     """Return, for each vertex of `split`, the vertex of `mesh` that it came from."""
     origin = np.empty(len(split.vertices), np.int64)
     origin[split.faces.ravel()] = mesh.faces.ravel()

@@ -35,9 +35,7 @@ def grid_mask(silhouette: Mask, cells: int) -> Mask:
     Two cells that touch at a corner alone would make a vertex where the surface meets itself, so
     one of the empty cells beside the contact is filled, until there is none.
     """
-    share = cv2.resize(
-        silhouette.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA
-    )
+    share = cv2.resize(silhouette.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA)
     mask = np.zeros((cells + 2, cells + 2), bool)
     mask[1:-1, 1:-1] = share > 0.5
     while True:
@@ -123,9 +121,7 @@ def _resized(field: Field, side: int) -> Field:
     """Resample corner values: corners of both grids coincide at the edges, so align them there."""
     at = np.linspace(0, field.shape[0] - 1, side, dtype=np.float32)
     x, y = np.meshgrid(at, at)
-    return np.asarray(
-        cv2.remap(field.astype(np.float32), x, y, cv2.INTER_LINEAR), dtype=np.float64
-    )
+    return np.asarray(cv2.remap(field.astype(np.float32), x, y, cv2.INTER_LINEAR), dtype=np.float64)
 
 
 def resample(field: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ def front_colors(foreground: Foreground) -> Pixels:
 
     The outermost pixels of a cut-out mix with what was behind it, so they are left out.
     """
-    thickness = max(1, foreground.mask.shape[0] // 400)
+    thickness = max(1, foreground.mask.shape[0] // 160)
     kernel = np.ones((2 * thickness + 1, 2 * thickness + 1), np.uint8)
     solid = cv2.erode(foreground.mask.astype(np.uint8), kernel).astype(bool)
     if not solid.any():

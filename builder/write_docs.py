@@ -1,0 +1,58 @@
+"""Write the files in docs/ that are made from code: the JSON Schemas and the settings page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from trellis_runtime.schema import request_schema, result_schema
+from trellis_runtime.settings import VARIABLES, Settings
+
+DOCS = Path(__file__).parent.parent / "docs"
+_HEAD = """\
+# Settings
+
+Every variable of the environment that the worker reads. A name that starts with `TRELLIS2_` or
+`BUCKET_` and is not here stops the start: a typo must not be ignored. So does a value out of its
+bounds, and a bucket that is half set. This page is written by `make docs`.
+
+| variable | default | what it is |
+| --- | --- | --- |
+"""
+
+
+def settings_page() -> str:
+    """Return docs/settings.md."""
+    rows = []
+    for name, path in VARIABLES.items():
+        field, default = _field(Settings, path)
+        shown = "" if default is None or default == () else f"`{default}`"
+        rows.append(f"| `{name}` | {shown} | {field.description} |")
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def _field(model: type[BaseModel], path: tuple[str, ...]) -> tuple[Any, Any]:
+    field = model.model_fields[path[0]]
+    if len(path) == 1:
+        return field, field.default
+    annotation = field.annotation
+    assert isinstance(annotation, type)  # noqa: S101 - a slice of the settings
+    return _field(annotation, path[1:])
+
+
+def main() -> None:
+    """Write all files."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    (DOCS / "schema").mkdir(parents=True, exist_ok=True)
+    for name, schema in (("request", request_schema()), ("answer", result_schema())):
+        path = DOCS / f"schema/{name}.schema.json"
+        path.write_text(json.dumps(schema, indent=2) + "\n")
+    (DOCS / "settings.md").write_text(settings_page())
+
+
+if __name__ == "__main__":
+    main()

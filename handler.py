@@ -1,0 +1,46 @@
+"""RunPod's entry point: build the worker, register the start-up check, start the SDK's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the SDK's DEBUG prints whole jobs
+
+from trellis_runtime.drain import Drain
+from trellis_runtime.errors import SetupFailed
+from trellis_runtime.worker import Worker
+
+
+def main() -> int:
+    """Serve jobs until the platform ends the process."""
+    try:
+        worker = Worker.start()
+    except SetupFailed as err:
+        sys.exit(f"{err.code}: {err.message}")
+    import runpod
+    from runpod.serverless.modules.rp_progress import _thread_target as send_update
+
+    jobs = worker.settings.jobs
+    drain = Drain(jobs.max_concurrent, jobs.grace_s, worker.admission.drain)
+    worker.on_defunct(drain.begin)
+    runpod.serverless.register_fitness_check(worker.require_fit)
+
+    async def handle(job: dict[str, Any]) -> dict[str, Any]:
+        drain.track()
+        # The SDK's progress_update starts a thread an update and lets them race; ours is serial.
+        remote = worker.settings.platform.is_worker
+        return await worker.handle(job, (lambda u: send_update(job, u)) if remote else None)
+
+    config = {"handler": handle, "concurrency_modifier": drain.concurrency}
+    try:
+        runpod.serverless.start(config)
+    except asyncio.CancelledError:
+        return 1 if worker.admission.defunct_reason else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

