@@ -88,7 +88,7 @@ def test_lossless_rungs_change_nothing(engine: Engine) -> None:
 
 
 def test_every_rung_gives_a_deliverable_asset(engine: Engine, khronos: Callable[[bytes], None]) -> None:
-    big = replace(ASKED, resolution=1536, remesh_resolution=1536, max_tokens=49_152, texture_size=1024)
+    big = replace(ASKED, resolution=1536, remesh_resolution=1536, max_tokens=49_152, texture_size=1024, decimation_target=60_000)
     for rung, plan in ladder(big):
         asset = run(engine, plan)
         require_mesh(asset)

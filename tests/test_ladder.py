@@ -33,7 +33,7 @@ def test_with_room_the_request_is_met_in_full(make_worker: MakeWorker) -> None:
 
 def test_less_room_leads_further_down_and_each_level_is_told(make_worker: MakeWorker) -> None:
     levels = []
-    for budget in (4000, 200, 90, 60, 30, 18, 12):
+    for budget in (4000, 90, 30, 18, 12):
         answer = ask(make_worker(TRELLIS2_EMBEDDED_MEMORY_MB=str(budget)))
         given = answer["degradation"]
         level = answer["oom_quality_degradation_level"]
@@ -102,7 +102,7 @@ def test_a_request_that_no_rung_fits_fails_with_all_its_attempts(make_worker: Ma
 
 def test_the_job_after_a_starved_one_is_at_full_quality(make_worker: MakeWorker) -> None:
     worker = make_worker(TRELLIS2_EMBEDDED_MEMORY_MB="100")
-    starved = ask(worker, resolution=1536, texture_size=8192)
+    starved = ask(worker, resolution=1536, texture_size=4096)
     assert starved.get("oom_quality_degradation_level", 13) > 0
     after = ask(worker, resolution=512, texture_size=512)
     assert after["oom_quality_degradation_level"] == 0

@@ -197,7 +197,7 @@ class EmbeddedGeneration:
         Where decimation does not leave it closed, a coarser grid does the same by construction.
         """
         finest = _made(self._made.mask).shape[0]
-        cells = min(finest, _cells(plan.remesh_resolution)) if plan.remesh else finest
+        cells = min(finest, _cells(plan.remesh_resolution))
         while True:
             extracted = self._extract(cells, smooth_outline=plan.remesh)
             reduced = surface.decimate(extracted, plan.decimation_target)
