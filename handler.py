@@ -14,12 +14,8 @@ from trellis_runtime.errors import SetupFailed
 from trellis_runtime.worker import Worker
 
 
-def main() -> int:
-    """Serve jobs until the platform ends the process."""
-    try:
-        worker = Worker.start()
-    except SetupFailed as err:
-        sys.exit(f"{err.code}: {err.message}")
+def serve(worker: Worker) -> int:
+    """Serve jobs until the platform ends the process; returns its exit code."""
     import runpod
     from runpod.serverless.modules.rp_progress import _thread_target as send_update
 
@@ -43,4 +39,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        ready = Worker.start()
+    except SetupFailed as err:
+        sys.exit(f"{err.code}: {err.message}")
+    sys.exit(serve(ready))

@@ -52,13 +52,16 @@ class Worker:
     _on_defunct: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, settings: Settings | None = None) -> Worker:
-        """Build a worker that is ready for jobs; raises `SetupFailed` when it cannot serve."""
+    def start(cls, settings: Settings | None = None, engine: Engine | None = None) -> Worker:
+        """Build a worker that is ready for jobs; raises `SetupFailed` when it cannot serve.
+
+        `engine` is the one that the settings ask for, unless the caller brings another.
+        """
         settings = settings or Settings.from_env()
         configure_logging(settings.logging.level, settings.logging.format)
         init = {"imports": _process_age()}
         swept = sweep_partial(settings.delivery.output_dir)
-        engine = build_engine(settings)
+        engine = engine or build_engine(settings)
         engine.load(lambda phase, seconds: init.__setitem__(phase, round(seconds, 3)))
         init["ready"] = _process_age()
         admission = Admission(settings.jobs, settings.delivery.output_dir)
