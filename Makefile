@@ -46,7 +46,7 @@ bench: $(VENV)/base ## time each stage of the embedded engine; the last line is 
 	$(PY) -m trellis_runtime bench $(ARGS)
 
 soak: $(VENV)/dev ## the long form of the reliability tests
-	TRELLIS2_SOAK=1 $(PY) -m pytest tests/test_soak.py $(ARGS)
+	SOAK_JOBS=$(or $(JOBS),500) $(PY) -m pytest -s tests/test_soak.py $(ARGS)
 
 fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)

@@ -96,7 +96,9 @@ class Plane:
         """Wait for what the plane sees."""
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
-                raise TimeoutError(f"not seen: {[(r.state, r.events[-2:]) for r in self.jobs.values()]}")
+                raise TimeoutError(
+                    f"not seen: {[(r.state, r.events[-2:]) for r in self.jobs.values()]}"
+                )
 
     def result(self, job_id: str, timeout_s: float = WAIT_S) -> Record:
         record = self.jobs[job_id]
@@ -325,7 +327,9 @@ class WorkerProcess:
         """Everything left on disk, relative to the output folder."""
         if not self.output.exists():
             return []
-        return sorted(str(p.relative_to(self.output)) for p in self.output.rglob("*") if p.is_file())
+        return sorted(
+            str(p.relative_to(self.output)) for p in self.output.rglob("*") if p.is_file()
+        )
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -43,7 +43,9 @@ def handle(of: Worker, job_id: str, payload: Any = None, **top: Any) -> dict[str
     return asyncio.run(of.handle({"id": job_id, "input": payload or QUICK, **top}))
 
 
-def test_a_result_is_in_the_bucket_whole_and_its_url_works(bucket: SeaweedFs, tmp_path: Path) -> None:
+def test_a_result_is_in_the_bucket_whole_and_its_url_works(
+    bucket: SeaweedFs, tmp_path: Path
+) -> None:
     answer = handle(worker(tmp_path, **bucket.variables(), **ON_PLATFORM), "s3-1")
     got = requests.get(answer["glb_url"], timeout=10)
     assert got.headers["Content-Type"] == "model/gltf-binary"
@@ -66,7 +68,12 @@ def test_the_same_job_twice_is_one_object(bucket: SeaweedFs, tmp_path: Path) -> 
 
 
 def test_a_public_base_url_is_answered_unsigned(bucket: SeaweedFs, tmp_path: Path) -> None:
-    of = worker(tmp_path, **bucket.variables(), BUCKET_PUBLIC_BASE_URL="https://cdn.example/m/", BUCKET_PREFIX="a/b")
+    of = worker(
+        tmp_path,
+        **bucket.variables(),
+        BUCKET_PUBLIC_BASE_URL="https://cdn.example/m/",
+        BUCKET_PREFIX="a/b",
+    )
     answer = handle(of, "cdn")
     assert answer["glb_url"] == "https://cdn.example/m/a/b/cdn/model.glb"
     assert answer["artifact"]["expires_at"] is None
@@ -74,7 +81,12 @@ def test_a_public_base_url_is_answered_unsigned(bucket: SeaweedFs, tmp_path: Pat
 
 def test_runpods_own_volume_gets_bucket_and_key_not_a_url_that_cannot_work() -> None:
     volume = Bucket.model_validate(
-        {"endpoint_url": "https://s3api-eu-ro-1.runpod.io/", "access_key_id": "a", "secret_access_key": "b", "name": "vol"}
+        {
+            "endpoint_url": "https://s3api-eu-ro-1.runpod.io/",
+            "access_key_id": "a",
+            "secret_access_key": "b",
+            "name": "vol",
+        }
     )
     assert not s3.has_presigned_urls(volume)
     artifact = s3._artifact(s3._client(volume), volume, "k", b"data", "model/gltf-binary")
@@ -82,7 +94,12 @@ def test_runpods_own_volume_gets_bucket_and_key_not_a_url_that_cannot_work() -> 
 
 
 def test_a_jobs_own_bucket_is_used_for_that_job(bucket: SeaweedFs, tmp_path: Path) -> None:
-    config = {"accessId": KEY_ID, "accessSecret": SECRET, "bucketName": BUCKET, "endpointUrl": bucket.endpoint}
+    config = {
+        "accessId": KEY_ID,
+        "accessSecret": SECRET,
+        "bucketName": BUCKET,
+        "endpointUrl": bucket.endpoint,
+    }
     answer = handle(worker(tmp_path, **ON_PLATFORM), "own", s3Config=config)
     got = requests.get(answer["glb_url"], timeout=10)
     assert hashlib.sha256(got.content).hexdigest() == answer["artifact"]["sha256"]
@@ -90,14 +107,23 @@ def test_a_jobs_own_bucket_is_used_for_that_job(bucket: SeaweedFs, tmp_path: Pat
 
 
 def test_a_jobs_own_bucket_may_not_lead_anywhere_private(tmp_path: Path) -> None:
-    config = {"accessId": "a", "accessSecret": "b", "bucketName": "c", "endpointUrl": "http://10.0.0.1:9000"}
+    config = {
+        "accessId": "a",
+        "accessSecret": "b",
+        "bucketName": "c",
+        "endpointUrl": "http://10.0.0.1:9000",
+    }
     answer = handle(worker(tmp_path), "ssrf", s3Config=config)
     assert (answer["code"], answer["field"]) == ("url_refused", "s3Config")
 
 
 @pytest.mark.parametrize(
     ("config", "field"),
-    [("x", "s3Config"), ({}, "s3Config.endpointUrl"), ({"endpointUrl": "http://h", "accessId": 5}, "s3Config.accessId")],
+    [
+        ("x", "s3Config"),
+        ({}, "s3Config.endpointUrl"),
+        ({"endpointUrl": "http://h", "accessId": 5}, "s3Config.accessId"),
+    ],
 )
 def test_a_malformed_s3_config_is_refused_before_anything_is_computed(
     config: Any, field: str, tmp_path: Path
@@ -119,7 +145,9 @@ def test_an_upload_url_gets_the_model(bucket: SeaweedFs, tmp_path: Path) -> None
     assert answer["preview"]["base64"]
 
 
-def test_an_upload_url_with_a_wrong_signature_fails_loudly(bucket: SeaweedFs, tmp_path: Path) -> None:
+def test_an_upload_url_with_a_wrong_signature_fails_loudly(
+    bucket: SeaweedFs, tmp_path: Path
+) -> None:
     url = f"{bucket.endpoint}/{BUCKET}/x.glb?X-Amz-Signature=WRONGSECRET"
     answer = handle(worker(tmp_path), "up", QUICK | {"output": {"upload_url": url}})
     assert answer["code"] == "storage_failed"
@@ -194,9 +222,12 @@ def test_a_bucket_that_dies_in_the_middle_and_comes_back(tmp_path: Path) -> None
     seaweed = SeaweedFs(tmp_path / "seaweed")
     seaweed.start()
     try:
-        with Plane() as plane, WorkerProcess(
-            plane, tmp_path, **seaweed.variables(), BUCKET_MAX_ATTEMPTS="2"
-        ) as process:
+        with (
+            Plane() as plane,
+            WorkerProcess(
+                plane, tmp_path, **seaweed.variables(), BUCKET_MAX_ATTEMPTS="2"
+            ) as process,
+        ):
             assert plane.ask(QUICK).output["glb_url"]
             seaweed.stop()
             lost = plane.ask(QUICK).results[0]
@@ -272,7 +303,9 @@ def _received(source: socket.socket) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("job_id", ["../../etc/passwd", "a/b", "", ".hidden", "x" * 500, "ключ", "\ud800"])
+@pytest.mark.parametrize(
+    "job_id", ["../../etc/passwd", "a/b", "", ".hidden", "x" * 500, "ключ", "\ud800"]
+)
 def test_a_jobs_id_cannot_leave_its_folder(job_id: str) -> None:
     folder = folder_of(job_id)
     assert "/" not in folder

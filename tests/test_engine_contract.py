@@ -20,7 +20,10 @@ from trellis_runtime.telemetry import Deadline, JobScope
 
 MUG = pixels(picture(256))
 ASKED = Plan.as_asked(
-    parse_request({"image": "x", "resolution": 512, "texture_size": 512, "decimation_target": 20_000}), 5
+    parse_request(
+        {"image": "x", "resolution": 512, "texture_size": 512, "decimation_target": 20_000}
+    ),
+    5,
 )
 
 
@@ -33,7 +36,9 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return made
 
 
-def run(engine: Engine, plan: Plan, scope: JobScope | None = None, image: np.ndarray = MUG) -> Asset:  # type: ignore[type-arg]
+def run(
+    engine: Engine, plan: Plan, scope: JobScope | None = None, image: np.ndarray = MUG
+) -> Asset:  # type: ignore[type-arg]
     generation = engine.begin(image, plan)
     try:
         for stage in ENGINE_STAGES:
@@ -87,8 +92,17 @@ def test_lossless_rungs_change_nothing(engine: Engine) -> None:
             assert np.array_equal(asset.base_color, reference.base_color), rung.name  # type: ignore[arg-type]
 
 
-def test_every_rung_gives_a_deliverable_asset(engine: Engine, khronos: Callable[[bytes], None]) -> None:
-    big = replace(ASKED, resolution=1536, remesh_resolution=1536, max_tokens=49_152, texture_size=1024, decimation_target=60_000)
+def test_every_rung_gives_a_deliverable_asset(
+    engine: Engine, khronos: Callable[[bytes], None]
+) -> None:
+    big = replace(
+        ASKED,
+        resolution=1536,
+        remesh_resolution=1536,
+        max_tokens=49_152,
+        texture_size=1024,
+        decimation_target=60_000,
+    )
     for rung, plan in ladder(big):
         asset = run(engine, plan)
         require_mesh(asset)

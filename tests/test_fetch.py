@@ -16,7 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trellis_runtime import fetch as fetch_module
-from trellis_runtime.errors import DeadlineExceeded, FetchFailed, JobCancelled, StorageFailed, UrlRefused
+from trellis_runtime.errors import (
+    DeadlineExceeded,
+    FetchFailed,
+    JobCancelled,
+    StorageFailed,
+    UrlRefused,
+)
 from trellis_runtime.fetch import fetch, is_public, upload
 from trellis_runtime.settings import FetchLimits
 from trellis_runtime.telemetry import Deadline, JobScope
@@ -29,7 +35,16 @@ PRIVATE_V4 = [
     "192.0.0.0/24", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24",
     "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
 ]  # fmt: skip
-PRIVATE_V6 = ["::/128", "::1/128", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "2001:db8::/32", "100::/64"]
+PRIVATE_V6 = [
+    "::/128",
+    "::1/128",
+    "fc00::/7",
+    "fe80::/10",
+    "fec0::/10",
+    "ff00::/8",
+    "2001:db8::/32",
+    "100::/64",
+]
 
 
 def within(networks: list[str]) -> st.SearchStrategy[int]:
@@ -72,7 +87,11 @@ def test_public_addresses_are_allowed(address: str) -> None:
 def test_ssrf_tries_are_refused(host: str, scope: JobScope) -> None:
     with pytest.raises((UrlRefused, FetchFailed)) as caught:
         fetch(f"http://{host}:9/latest?token=SECRET", 100, STRICT, scope)
-    assert isinstance(caught.value, UrlRefused) or "gaierror" in caught.value.message or "NameResolution" in caught.value.message
+    assert (
+        isinstance(caught.value, UrlRefused)
+        or "gaierror" in caught.value.message
+        or "NameResolution" in caught.value.message
+    )
     assert "SECRET" not in caught.value.message
 
 
@@ -135,7 +154,10 @@ def test_the_address_is_checked_at_the_connection_itself(scope: JobScope) -> Non
 
 
 def test_a_redirect_to_a_private_address_is_refused(scope: JobScope) -> None:
-    with server(redirect("http://127.0.0.2:1/x")) as url, pytest.raises(UrlRefused, match="127.0.0.2"):
+    with (
+        server(redirect("http://127.0.0.2:1/x")) as url,
+        pytest.raises(UrlRefused, match="127.0.0.2"),
+    ):
         fetch(url, 100, LOOPBACK, scope)
 
 
@@ -180,7 +202,10 @@ def test_one_private_address_among_several_is_enough_to_refuse(
     scope: JobScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mixed(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ("8.8.8.8", "10.0.0.1")]
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port))
+            for ip in ("8.8.8.8", "10.0.0.1")
+        ]
 
     monkeypatch.setattr(fetch_module.socket, "getaddrinfo", mixed)
     with pytest.raises(UrlRefused, match="10.0.0.1"):

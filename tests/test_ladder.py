@@ -16,7 +16,13 @@ from trellis_runtime.worker import Worker
 
 MakeWorker = Callable[..., Worker]
 PHOTO = base64.b64encode(encoded(picture(512))).decode()
-FULL = {"image": PHOTO, "seed": 1, "resolution": 1024, "texture_size": 2048, "output": {"preview": False}}
+FULL = {
+    "image": PHOTO,
+    "seed": 1,
+    "resolution": 1024,
+    "texture_size": 2048,
+    "output": {"preview": False},
+}
 
 
 def ask(worker: Worker, **changes: Any) -> dict[str, Any]:

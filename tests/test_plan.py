@@ -105,7 +105,9 @@ def test_only_the_struck_stage_is_repeated_unless_its_input_changes() -> None:
             else:
                 assert ENGINE_STAGES.index(again) <= ENGINE_STAGES.index(struck)
     # nothing is ever sampled again for a bake that did not fit
-    assert all(restart_stage(r, Stage.BAKE) == Stage.BAKE for r in RUNGS if Stage.BAKE in r.relieves)
+    assert all(
+        restart_stage(r, Stage.BAKE) == Stage.BAKE for r in RUNGS if Stage.BAKE in r.relieves
+    )
 
 
 def test_every_engine_stage_has_a_lossless_way_out() -> None:

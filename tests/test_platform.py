@@ -64,13 +64,21 @@ def test_malformed_jobs_cost_the_others_nothing(plane: Plane, tmp_path: Path) ->
     with WorkerProcess(plane, tmp_path) as worker:
         for job in ({"id": "a"}, {"input": {}}, "text"):
             plane.submit_raw(job)
-        for payload in (None, [], {"image": None}, {"image": "\ud800"}, {"image": PHOTO, "output": 5}):
+        for payload in (
+            None,
+            [],
+            {"image": None},
+            {"image": "\ud800"},
+            {"image": PHOTO, "output": 5},
+        ):
             assert "error" in plane.ask(payload).results[0]
         assert len(model(plane.ask(INLINE))) > 1024
         assert worker.process.poll() is None
 
 
-def test_a_result_survives_a_plane_that_errs_and_one_that_refuses(plane: Plane, tmp_path: Path) -> None:
+def test_a_result_survives_a_plane_that_errs_and_one_that_refuses(
+    plane: Plane, tmp_path: Path
+) -> None:
     """5xx is tried again by the SDK; after a 400 the answer beside the model still tells all."""
     with WorkerProcess(plane, tmp_path, RUNPOD_LOG_LEVEL="ERROR") as worker:
         plane.done_statuses.append(500)
@@ -119,7 +127,9 @@ def test_a_stopped_job_stops_within_its_stage_and_delivers_nothing(
         assert worker.files() == []
 
 
-def test_a_job_stopped_in_a_stage_without_steps_stops_at_its_edge(plane: Plane, tmp_path: Path) -> None:
+def test_a_job_stopped_in_a_stage_without_steps_stops_at_its_edge(
+    plane: Plane, tmp_path: Path
+) -> None:
     with WorkerProcess(plane, tmp_path, FAULTY, FAULT="stuck:decode") as worker:
         job = plane.submit(INLINE)
         worker.until_event("stage_finished", stage="texture")
@@ -132,7 +142,9 @@ def test_a_job_stopped_in_a_stage_without_steps_stops_at_its_edge(plane: Plane, 
         assert failed[0]["timestamp"] < completed[0]["timestamp"]
 
 
-def test_stopping_a_job_that_waits_or_is_unknown_harms_nothing(plane: Plane, tmp_path: Path) -> None:
+def test_stopping_a_job_that_waits_or_is_unknown_harms_nothing(
+    plane: Plane, tmp_path: Path
+) -> None:
     with WorkerProcess(plane, tmp_path):
         plane.stop("no-such-job")
         assert len(model(plane.ask(INLINE))) > 1024

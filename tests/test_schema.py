@@ -41,22 +41,39 @@ def test_defaults_are_upstreams() -> None:
     request = parse_request({"image": "x"})
     assert request.resolution == 1024
     sampler = request.sampler
-    assert [s.guidance_strength for s in (sampler.sparse_structure, sampler.shape, sampler.texture)] == [7.5, 7.5, 1.0]
-    assert [s.guidance_rescale for s in (sampler.sparse_structure, sampler.shape, sampler.texture)] == [0.7, 0.5, 0.0]
-    assert [s.rescale_t for s in (sampler.sparse_structure, sampler.shape, sampler.texture)] == [5.0, 3.0, 3.0]
+    assert [
+        s.guidance_strength for s in (sampler.sparse_structure, sampler.shape, sampler.texture)
+    ] == [7.5, 7.5, 1.0]
+    assert [
+        s.guidance_rescale for s in (sampler.sparse_structure, sampler.shape, sampler.texture)
+    ] == [0.7, 0.5, 0.0]
+    assert [s.rescale_t for s in (sampler.sparse_structure, sampler.shape, sampler.texture)] == [
+        5.0,
+        3.0,
+        3.0,
+    ]
     assert sampler.texture.guidance_interval == (0.6, 0.9)
 
 
 def test_the_game_asset_preset_is_issue_92() -> None:
     request = parse_request({"image": "x", "preset": "game_asset"})
-    assert (request.resolution, request.texture_size, request.decimation_target) == (1536, 4096, 800_000)
+    assert (request.resolution, request.texture_size, request.decimation_target) == (
+        1536,
+        4096,
+        800_000,
+    )
     steps = request.sampler.sparse_structure, request.sampler.shape, request.sampler.texture
     assert [(s.steps, s.guidance_strength) for s in steps] == [(12, 7.5), (24, 6.5), (36, 3.0)]
 
 
 def test_explicit_fields_win_over_the_preset_field_by_field() -> None:
     request = parse_request(
-        {"image": "x", "preset": "game_asset", "texture_size": 1024, "sampler": {"shape": {"steps": 3}}}
+        {
+            "image": "x",
+            "preset": "game_asset",
+            "texture_size": 1024,
+            "sampler": {"shape": {"steps": 3}},
+        }
     )
     assert request.texture_size == 1024
     assert request.sampler.shape.steps == 3

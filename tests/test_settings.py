@@ -25,7 +25,13 @@ def test_an_empty_environment_is_usable() -> None:
 
 def test_every_problem_is_reported_at_once_with_its_name_and_value() -> None:
     with pytest.raises(SetupFailed) as caught:
-        Settings.from_env({"TRELLIS2_MAX_IMAGE_BYTES": "ten", "TRELLIS2_JOB_TIMEOUT_S": "-1", "TRELLIS2_ENGIN": "x"})
+        Settings.from_env(
+            {
+                "TRELLIS2_MAX_IMAGE_BYTES": "ten",
+                "TRELLIS2_JOB_TIMEOUT_S": "-1",
+                "TRELLIS2_ENGIN": "x",
+            }
+        )
     message = caught.value.message
     assert "TRELLIS2_MAX_IMAGE_BYTES has value 'ten'" in message
     assert "TRELLIS2_JOB_TIMEOUT_S has value '-1'" in message

@@ -24,7 +24,13 @@ from trellis_runtime.worker import Worker, draw_seed
 
 MakeWorker = Callable[..., Worker]
 PHOTO = base64.b64encode(encoded(picture())).decode()
-QUICK = {"image": PHOTO, "seed": 3, "resolution": 512, "texture_size": 512, "decimation_target": 5000}
+QUICK = {
+    "image": PHOTO,
+    "seed": 3,
+    "resolution": 512,
+    "texture_size": 512,
+    "decimation_target": 5000,
+}
 FILES = ["answer.json", "model.glb", "preview.png"]
 
 
@@ -50,7 +56,11 @@ class Slow(EmbeddedEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.started, self.go_on, self.left = threading.Event(), threading.Event(), threading.Event()
+        self.started, self.go_on, self.left = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self.running = self.most = 0
 
     def begin(self, image: Any, plan: Any) -> Any:
@@ -71,7 +81,9 @@ def handle(worker: Worker, payload: Any, job_id: str = "j1", **top: Any) -> dict
     return asyncio.run(worker.handle({"id": job_id, "input": payload, **top}))
 
 
-def test_a_job_is_answered_as_the_contract_has_it(tmp_path: Path, khronos: Callable[[bytes], None]) -> None:
+def test_a_job_is_answered_as_the_contract_has_it(
+    tmp_path: Path, khronos: Callable[[bytes], None]
+) -> None:
     answer = handle(start(tmp_path), QUICK)
     GenerationResult.model_validate_json(json.dumps(answer))
     folder = tmp_path / "output/j1"
@@ -92,7 +104,11 @@ def test_a_job_is_answered_as_the_contract_has_it(tmp_path: Path, khronos: Calla
 def test_every_error_is_answered_with_its_facts(leaf: type[WorkerError], tmp_path: Path) -> None:
     answer = handle(start(tmp_path, Raising(leaf("what happened"))), QUICK)
     assert answer["error"] == f"{leaf.code}: what happened"
-    assert (answer["code"], answer["retryable"], answer["job_id"]) == (leaf.code, leaf.retryable, "j1")
+    assert (answer["code"], answer["retryable"], answer["job_id"]) == (
+        leaf.code,
+        leaf.retryable,
+        "j1",
+    )
     assert answer.get("refresh_worker", False) == leaf.poisons_worker
     assert not (tmp_path / "output/j1").exists()
 
@@ -113,17 +129,35 @@ def test_what_nobody_foresaw_is_answered_without_its_secrets(tmp_path: Path) -> 
     assert "Traceback" not in json.dumps(answer)
 
 
-@pytest.mark.parametrize("payload", [None, [], "x", 5, {}, {"image": 5}, {"image": "x", "webhook": 1}])
-def test_a_malformed_input_is_refused_and_costs_the_next_job_nothing(payload: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "payload",
+    [None, [], "x", 5, {}, {"image": 5}, {"image": "x", "webhook": 1}, {"image": "x", "\ud800": 1}],
+)
+def test_a_malformed_input_is_refused_and_costs_the_next_job_nothing(
+    payload: Any, tmp_path: Path
+) -> None:
     worker = start(tmp_path)
-    assert handle(worker, payload)["code"] == "invalid_input"
+    refused = handle(worker, payload)
+    assert refused["code"] == "invalid_input"
+    json.dumps(refused, ensure_ascii=False).encode()  # as the SDK posts it
     assert "error" not in handle(worker, QUICK)
 
 
-@pytest.mark.parametrize("job", [{}, {"id": None}, {"id": 7, "input": QUICK}, {"id": "../../x", "input": QUICK}])
+def test_a_job_id_that_is_no_utf8_is_answered(tmp_path: Path) -> None:
+    """Found by `make fuzz`: a lone surrogate is JSON, and cannot be encoded."""
+    answer = handle(start(tmp_path), QUICK, "\ud800")
+    assert "glb_url" in answer
+    json.dumps(answer, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    "job", [{}, {"id": None}, {"id": 7, "input": QUICK}, {"id": "../../x", "input": QUICK}]
+)
 def test_an_odd_job_stays_inside_its_folder(job: dict[str, Any], tmp_path: Path) -> None:
     asyncio.run(start(tmp_path).handle(job))
-    outside = [p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "output" not in p.parents]
+    outside = [
+        p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "output" not in p.parents
+    ]
     assert outside == []
 
 
@@ -146,7 +180,9 @@ def test_fifty_at_once_are_bounded_and_the_rest_told_to_come_again(tmp_path: Pat
     worker = start(tmp_path, engine, TRELLIS2_MAX_QUEUED_JOBS="3")
 
     async def crowd() -> list[dict[str, Any]]:
-        tasks = [asyncio.create_task(worker.handle({"id": f"j{i}", "input": QUICK})) for i in range(50)]
+        tasks = [
+            asyncio.create_task(worker.handle({"id": f"j{i}", "input": QUICK})) for i in range(50)
+        ]
         await asyncio.sleep(0.1)
         engine.go_on.set()
         return await asyncio.gather(*tasks)
@@ -164,7 +200,9 @@ def test_two_generations_run_side_by_side_when_asked(tmp_path: Path) -> None:
     worker = start(tmp_path, engine, MAX_CONCURRENT_GENERATIONS="2")
 
     async def both() -> list[dict[str, Any]]:
-        tasks = [asyncio.create_task(worker.handle({"id": f"j{i}", "input": QUICK})) for i in range(2)]
+        tasks = [
+            asyncio.create_task(worker.handle({"id": f"j{i}", "input": QUICK})) for i in range(2)
+        ]
         while engine.running < 2:
             await asyncio.sleep(0.01)
         engine.go_on.set()
@@ -222,7 +260,11 @@ def test_a_poisoned_worker_never_becomes_ready_again(tmp_path: Path) -> None:
     assert handle(worker, QUICK)["refresh_worker"] is True
     for _ in range(2):
         later = handle(worker, QUICK)
-        assert (later["code"], later["retryable"], later["refresh_worker"]) == ("worker_stopping", True, True)
+        assert (later["code"], later["retryable"], later["refresh_worker"]) == (
+            "worker_stopping",
+            True,
+            True,
+        )
     assert handle(worker, {"type": "health"})["state"] == "defunct"
 
 

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from trellis_runtime import __version__, check
+from trellis_runtime import __version__, bench, check
 from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.plan import RUNGS
 from trellis_runtime.schema import (
@@ -75,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     schema.set_defaults(run=_schema)
     ladder = commands.add_parser("ladder", help="print what is given up when memory runs out")
     ladder.set_defaults(run=_ladder)
+    bencher = commands.add_parser("bench", help="time each stage; the last line is JSON")
+    bencher.add_argument("--runs", type=int, default=3, help="counted runs of each preset")
+    bencher.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=list(PRESETS))
+    bencher.add_argument("--image", type=Path, help="a picture; by default test_input.json's")
+    bencher.set_defaults(run=_bench)
     return parser
 
 
@@ -185,6 +191,22 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
 
 def _local_path(url: str) -> Path:
     return Path(unquote(urlsplit(url).path))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.image:
+        image = base64.b64encode(args.image.read_bytes()).decode()
+    else:
+        sample = Path(__file__).parent.parent / "test_input.json"
+        image = json.loads(sample.read_bytes())["input"]["image"]
+    settings = Settings.from_env()
+    with tempfile.TemporaryDirectory() as folder:
+        delivery = settings.delivery.model_copy(update={"output_dir": Path(folder)})
+        quiet = settings.logging.model_copy(update={"level": "error"})
+        worker = Worker.start(settings.model_copy(update={"delivery": delivery, "logging": quiet}))
+        bench.run_bench(_out, worker, image, args.presets, max(1, args.runs))
+        worker.close()
+    return 0
 
 
 def _schema(args: argparse.Namespace) -> int:

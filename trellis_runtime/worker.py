@@ -89,7 +89,7 @@ class Worker:
 
     async def handle(self, job: dict[str, Any], notify: Notify | None = None) -> dict[str, Any]:
         """Answer one job; the only exception that leaves is the platform's own cancellation."""
-        job_id = str(job.get("id") or "")
+        job_id = str(job.get("id") or "").encode("utf-8", "replace").decode()
         try:
             payload = job.get("input")
             if isinstance(payload, dict) and payload.get("type") == "health":
@@ -174,9 +174,10 @@ class Worker:
         return require_answer_fits(result.model_dump(mode="json"), limit)
 
     def _failure(self, job_id: str, err: WorkerError) -> dict[str, Any]:
-        answer = err.to_wire(job_id)
-        # An error's details are ours; this only makes sure that they are JSON.
-        return json.loads(json.dumps(answer, default=str))
+        # Names and values of the caller's are in there: a lone surrogate is no UTF-8, and the SDK
+        # would fail to post it.
+        text = json.dumps(err.to_wire(job_id), default=str, ensure_ascii=False)
+        return json.loads(text.encode("utf-8", "replace"))
 
     def _facts(self) -> dict[str, Any]:
         memory = self.engine.memory()
