@@ -59,7 +59,7 @@ def test_run_makes_a_glb_and_says_where(photo_file: Path, tmp_path: Path) -> Non
 def test_run_tells_what_was_given_up(photo_file: Path, tmp_path: Path) -> None:
     done = run(
         tmp_path, "-m", "trellis_runtime", "run", str(photo_file), "--preset", "fast",
-        TRELLIS2_EMBEDDED_MEMORY_MB="4",
+        TRELLIS2_EMBEDDED_MEMORY_MB="8",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of memory in bake" in done.stdout

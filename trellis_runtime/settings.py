@@ -137,6 +137,30 @@ class Embedded(_Slice):
         return None if self.memory_budget_mb is None else int(self.memory_budget_mb * 1024**2)
 
 
+class Trellis2(_Slice):
+    """The GPU engine."""
+
+    model_dir: Path | None = Field(
+        None, description="Folder with pipeline.json and its checkpoints; nothing is downloaded."
+    )
+    dinov3_dir: Path | None = Field(
+        None, description="Folder of DINOv3 ViT-L; by default that which pipeline.json names."
+    )
+    rembg_dir: Path | None = Field(
+        None, description="Folder of the background remover; by default that of pipeline.json."
+    )
+    placement: Literal["auto", "offload"] = Field(
+        "auto",
+        description="auto: all models stay on the card when it has room for them and a job; "
+        "offload: each is there for its stage alone.",
+    )
+    rehearsal: bool = Field(
+        False,
+        description="With a synthetic checkpoint: the structure follows a real shape, so that "
+        "sizes, memory and times are real. Answers say synthetic.",
+    )
+
+
 class Logging(_Slice):
     """What is written to standard error."""
 
@@ -163,14 +187,15 @@ class Settings(_Slice):
 
     engine: EngineChoice = Field(
         "auto",
-        description="trellis2, embedded, or auto: trellis2 where it is installed, else embedded. "
-        "On a RunPod worker auto means trellis2: a worker never falls back.",
+        description="trellis2, embedded, or auto: trellis2 where TRELLIS2_MODEL_DIR is set and on "
+        "every RunPod worker (a worker never falls back), else embedded.",
     )
     image: ImageLimits = ImageLimits()
     fetch: FetchLimits = FetchLimits()
     jobs: JobLimits = JobLimits()
     delivery: Delivery = Delivery()
     bucket: Bucket = Bucket()
+    trellis2: Trellis2 = Trellis2()
     embedded: Embedded = Embedded()
     logging: Logging = Logging()
     platform: Platform = Platform()
@@ -222,6 +247,11 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "BUCKET_PUBLIC_BASE_URL": ("bucket", "public_base_url"),
     "BUCKET_TIMEOUT_S": ("bucket", "timeout_s"),
     "BUCKET_MAX_ATTEMPTS": ("bucket", "max_attempts"),
+    "TRELLIS2_MODEL_DIR": ("trellis2", "model_dir"),
+    "TRELLIS2_DINOV3_DIR": ("trellis2", "dinov3_dir"),
+    "TRELLIS2_REMBG_DIR": ("trellis2", "rembg_dir"),
+    "TRELLIS2_PLACEMENT": ("trellis2", "placement"),
+    "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
     "TRELLIS2_LOG_LEVEL": ("logging", "level"),
     "TRELLIS2_LOG_FORMAT": ("logging", "format"),

@@ -205,17 +205,24 @@ class Worker:
 
 def build_engine(settings: Settings) -> Engine:
     """Return the engine that the settings ask for; it is not loaded yet."""
-    # The one lazy import of the package: everything else runs on a machine without torch.
-    from trellis_runtime.engine_embedded import EmbeddedEngine
-
     choice = settings.engine
-    if choice == "embedded" or (choice == "auto" and not settings.platform.is_worker):
-        if choice == "auto":
-            logger().info("engine_chosen", engine="embedded", reason="TRELLIS2_ENGINE is auto")
+    if choice == "auto":
+        has_gpu_engine = settings.platform.is_worker or settings.trellis2.model_dir is not None
+        choice = "trellis2" if has_gpu_engine else "embedded"
+        logger().info("engine_chosen", engine=choice, reason="TRELLIS2_ENGINE is auto")
+    # The lazy imports of the package: the rest runs on a machine without torch.
+    if choice == "embedded":
+        from trellis_runtime.engine_embedded import EmbeddedEngine
+
         return EmbeddedEngine(settings.embedded.memory_budget_bytes)
-    raise SetupFailed(
-        "the trellis2 engine is not part of this version; set TRELLIS2_ENGINE=embedded"
-    )
+    try:
+        from trellis_runtime.engine_trellis2 import Trellis2Engine
+    except ImportError as err:
+        raise SetupFailed(
+            f"the trellis2 engine needs {err.name}, which is not installed; on a machine without "
+            "a GPU set TRELLIS2_ENGINE=embedded"
+        ) from None
+    return Trellis2Engine(settings.trellis2)
 
 
 def draw_seed(job_id: str) -> int:

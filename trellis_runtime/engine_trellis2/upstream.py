@@ -1,0 +1,262 @@
+"""The one place that touches upstream's code: microsoft/TRELLIS.2 at 5565d24.
+
+Everything here calls upstream's own functions; what is replaced is named where it is replaced.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from trellis_runtime.engine_trellis2 import attention, rehearsal
+from trellis_runtime.engine_trellis2.checkpoints import (
+    Build,
+    PipelineFiles,
+    find_pipeline,
+    load_model,
+)
+from trellis_runtime.errors import SetupFailed
+from trellis_runtime.settings import Trellis2
+from trellis_runtime.telemetry import JobScope
+
+MODELS = (
+    "sparse_structure_flow_model",
+    "sparse_structure_decoder",
+    "shape_slat_flow_model_512",
+    "shape_slat_flow_model_1024",
+    "shape_slat_decoder",
+    "tex_slat_flow_model_512",
+    "tex_slat_flow_model_1024",
+    "tex_slat_decoder",
+)
+_SAMPLERS = ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
+_PACKAGES = ("torch", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast", "transformers", "triton")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what upstream stands on, as far as they are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Upstream's pipeline object, with each model under our own residency."""
+
+    inner: Any
+    modules: dict[str, nn.Module]
+    attention: str
+    is_synthetic: bool
+    sparse: Any
+
+    def features(self, picture: Image.Image, size: int) -> Tensor:
+        """Return DINOv3 features (1, tokens, 1024) of a picture at `size` px."""
+        self.inner.image_cond_model.image_size = size
+        features: Tensor = self.inner.image_cond_model([picture])
+        return features
+
+    def remove_background(self, picture: Image.Image) -> Image.Image:
+        """Return the picture with alpha from upstream's matting model."""
+        if self.inner.rembg_model is None:
+            raise SetupFailed("no background remover is loaded (TRELLIS2_REMBG_DIR)")
+        cut: Image.Image = self.inner.rembg_model(picture)
+        return cut
+
+    def crop(self, picture: Image.Image) -> Image.Image:
+        """Return upstream's square crop around the object, on black."""
+        cropped: Image.Image = self.inner.preprocess_image(picture)
+        return cropped
+
+    def sample_structure(self, condition: dict[str, Tensor], parameters: dict[str, Any]) -> Tensor:
+        """Return coordinates (N, 4) of the sparse structure on a grid of 32."""
+        coords: Tensor = self.inner.sample_sparse_structure(condition, 32, 1, parameters)
+        return coords
+
+    def sample_shape(
+        self, condition: dict[str, Tensor], coords: Tensor, parameters: dict[str, Any]
+    ) -> Any:
+        """Return the shape latent at 512."""
+        model = self.modules["shape_slat_flow_model_512"]
+        return self.inner.sample_shape_slat(condition, model, coords, parameters)
+
+    def sample_shape_cascade(
+        self,
+        low: dict[str, Tensor],
+        high: dict[str, Tensor],
+        coords: Tensor,
+        resolution: int,
+        parameters: dict[str, Any],
+        max_tokens: int,
+    ) -> tuple[Any, int]:
+        """Return the shape latent and the resolution that upstream really used."""
+        return self.inner.sample_shape_slat_cascade(
+            low,
+            high,
+            self.modules["shape_slat_flow_model_512"],
+            self.modules["shape_slat_flow_model_1024"],
+            512,
+            resolution,
+            coords,
+            parameters,
+            max_tokens,
+        )
+
+    def sample_texture(
+        self, condition: dict[str, Tensor], model: str, shape: Any, parameters: dict[str, Any]
+    ) -> Any:
+        """Return the texture latent."""
+        return self.inner.sample_tex_slat(condition, self.modules[model], shape, parameters)
+
+    def decode_shape(self, slat: Any, resolution: int) -> tuple[Any, list[Any]]:
+        """Return upstream's mesh, its holes not yet filled, and the subdivisions."""
+        meshes, guides = self.inner.decode_shape_slat(slat, resolution)
+        return meshes[0], guides
+
+    def decode_texture(self, slat: Any, guides: list[Any]) -> Any:
+        """Return the coloured voxels as a sparse tensor, attributes 0..1."""
+        return self.inner.decode_tex_slat(slat, guides)
+
+    def sparse_tensor(self, feats: Tensor, coords: Tensor) -> Any:
+        return self.sparse(feats=feats, coords=coords)
+
+    @contextmanager
+    def steps(self, sampler: str, scope: JobScope, rounds: int = 1) -> Iterator[None]:
+        """Tell `scope` each sampler step, which also is where a stopped job stops."""
+        target = getattr(self.inner, sampler)
+        once, taken = target.sample_once, 0
+
+        def sample_once(*args: Any, **kwargs: Any) -> Any:
+            nonlocal taken
+            scope.step(taken % 50, 50 * rounds)
+            taken += 1
+            return once(*args, **kwargs)
+
+        target.sample_once = sample_once
+        try:
+            yield
+        finally:
+            del target.sample_once
+
+
+def without_caches(tensors: list[Any]) -> list[Any]:
+    """Return sparse tensors without their cached neighbour maps, which are built again on use."""
+    return [type(t)(feats=t.feats, coords=t.coords) for t in tensors]
+
+
+def load(settings: Trellis2, note: Callable[[str, float], None]) -> Pipeline:
+    """Import upstream and load every model, one after another; raises `SetupFailed`."""
+    if not torch.cuda.is_available():
+        raise SetupFailed("no CUDA device is visible; the trellis2 engine needs one")
+    if settings.model_dir is None:
+        raise SetupFailed("TRELLIS2_MODEL_DIR is not set")
+    files = find_pipeline(settings.model_dir, MODELS)
+    kernels = attention.choose()
+    os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
+    attention.install(kernels)
+    started = time.perf_counter()
+    pipelines, models, sparse = _import_upstream()
+    note("import_upstream", time.perf_counter() - started)
+    started = time.perf_counter()
+    modules = _load_models(files, models)
+    inner = _assemble(files, pipelines, modules)
+    _load_helpers(settings, files, inner, modules)
+    note("load", time.perf_counter() - started)
+    pipeline = Pipeline(inner, modules, kernels, files.is_synthetic, sparse)
+    if settings.rehearsal:
+        rehearsal.drive(pipeline)
+        pipeline.is_synthetic = True
+    return pipeline
+
+
+def _import_upstream() -> tuple[Any, Any, Any]:
+    try:
+        import o_voxel  # noqa: F401 - dlopens libcuda; its absence is told here
+        from trellis2 import models
+        from trellis2.modules.sparse import SparseTensor
+        from trellis2.pipelines import Trellis2ImageTo3DPipeline
+    except ImportError as err:
+        raise SetupFailed(f"upstream's {err.name or 'code'} is not installed ({err})") from None
+    return Trellis2ImageTo3DPipeline, models, SparseTensor
+
+
+def _load_models(files: PipelineFiles, models: Any) -> dict[str, nn.Module]:
+    def classes(name: str) -> Build:
+        build: Build = getattr(models, name)
+        return build
+
+    return {m.name: load_model(m, classes, "cpu") for m in files.models}
+
+
+def _assemble(files: PipelineFiles, pipelines: Any, modules: dict[str, nn.Module]) -> Any:
+    from trellis2.pipelines import samplers
+
+    args = files.args
+
+    def sampler(name: str) -> Any:
+        return getattr(samplers, args[name]["name"])(**args[name]["args"])
+
+    inner = pipelines(
+        modules,
+        *(
+            sampler(n)
+            for n in ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
+        ),
+        *(
+            args[n]["params"]
+            for n in ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
+        ),
+        args["shape_slat_normalization"],
+        args["tex_slat_normalization"],
+        None,
+        None,
+        low_vram=False,
+    )
+    inner._device = torch.device("cuda")
+    return inner
+
+
+def _load_helpers(
+    settings: Trellis2, files: PipelineFiles, inner: Any, modules: dict[str, nn.Module]
+) -> None:
+    """Load DINOv3 and the matting model from local folders; either can be replaced by setting."""
+    from trellis2.modules import image_feature_extractor
+    from trellis2.pipelines import rembg
+
+    stated = files.args["image_cond_model"]
+    dino = _local(settings.dinov3_dir, files.folder, stated["args"]["model_name"])
+    if dino is None:
+        raise SetupFailed("DINOv3 is in no local folder: set TRELLIS2_DINOV3_DIR")
+    extractor = getattr(image_feature_extractor, stated["name"])(str(dino))
+    if not hasattr(extractor.model, "layer"):  # transformers 5 has moved it
+        extractor.model.layer = extractor.model.model.layer
+    inner.image_cond_model = extractor
+    modules["image_cond_model"] = extractor.model.eval().requires_grad_(False)
+    stated = files.args["rembg_model"]
+    matting = _local(settings.rembg_dir, files.folder, stated["args"]["model_name"])
+    if matting is not None:
+        inner.rembg_model = getattr(rembg, stated["name"])(str(matting))
+        modules["rembg_model"] = inner.rembg_model.model.eval().requires_grad_(False)
+    else:
+        modules["rembg_model"] = nn.Identity()
+
+
+def _local(override: Path | None, folder: Path, name: str) -> Path | None:
+    for candidate in (override, folder / name, Path(name)):
+        if candidate is not None and candidate.is_dir():
+            return candidate
+    return None
