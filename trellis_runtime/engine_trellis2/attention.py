@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import torch
@@ -26,7 +27,7 @@ _PACKAGES = (
 def choose() -> str:
     """Return the name of the kernels to use: flash_attn_3, flash_attn, xformers or sdpa."""
     for package, name in _PACKAGES:
-        if package in sys.modules or importlib.util.find_spec(package) is not None:
+        if importlib.util.find_spec(package) is not None:
             return name
     return "sdpa"
 
@@ -41,10 +42,15 @@ def environment(name: str) -> dict[str, str]:
 
 
 def install(name: str) -> None:
-    """Put our `flash_attn` in place when `name` is sdpa; call before upstream is imported."""
+    """Put our module in `flash_attn`'s place when `name` is sdpa.
+
+    Upstream imports it at each call. Called after upstream and transformers are imported:
+    transformers probes for the real package then, and must not find ours.
+    """
     if name != "sdpa":
         return
     module = ModuleType("flash_attn", __doc__)
+    module.__spec__ = ModuleSpec("flash_attn", None)
     module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
     module.flash_attn_varlen_kvpacked_func = varlen_kvpacked  # type: ignore[attr-defined]
     module.flash_attn_varlen_qkvpacked_func = varlen_qkvpacked  # type: ignore[attr-defined]

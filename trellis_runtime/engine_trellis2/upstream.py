@@ -167,9 +167,8 @@ def load(settings: Trellis2, note: Callable[[str, float], None]) -> Pipeline:
     files = find_pipeline(settings.model_dir, MODELS)
     kernels = attention.choose()
     os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
-    attention.install(kernels)
     started = time.perf_counter()
-    pipelines, models, sparse = _import_upstream()
+    pipelines, models, sparse = _import_upstream(kernels)
     note("import_upstream", time.perf_counter() - started)
     started = time.perf_counter()
     modules = _load_models(files, models)
@@ -183,14 +182,15 @@ def load(settings: Trellis2, note: Callable[[str, float], None]) -> Pipeline:
     return pipeline
 
 
-def _import_upstream() -> tuple[Any, Any, Any]:
+def _import_upstream(kernels: str) -> tuple[Any, Any, Any]:
     try:
         import o_voxel  # noqa: F401 - dlopens libcuda; its absence is told here
         from trellis2 import models
         from trellis2.modules.sparse import SparseTensor
-        from trellis2.pipelines import Trellis2ImageTo3DPipeline
+        from trellis2.pipelines import Trellis2ImageTo3DPipeline  # imports transformers
     except ImportError as err:
         raise SetupFailed(f"upstream's {err.name or 'code'} is not installed ({err})") from None
+    attention.install(kernels)
     return Trellis2ImageTo3DPipeline, models, SparseTensor
 
 
