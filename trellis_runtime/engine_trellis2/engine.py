@@ -150,6 +150,8 @@ class Trellis2Generation:
             Stage.DECODE: self._decode,
             Stage.BAKE: self._bake,
         }[stage]
+        # Upstream then brings each model just before it uses it, through `Residency`.
+        self._pipeline.inner.low_vram = plan.offload
         with vram.translated(), torch.no_grad(), self._noise(stage):
             run(plan, scope)
             torch.cuda.synchronize()

@@ -6,7 +6,7 @@ change, so a copy on the host is made once, and leaving the GPU costs nothing bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 
 class Residency:
-    """Places models by name; `needed` is the one way to use one."""
+    """Places models by name; `needed` is the one way to use them.
+
+    Upstream's `low_vram` calls a model's `to` just before it is used and `cpu` just after. Those
+    two are ours here: `to` copies the weights in, `cpu` drops the copy. So a stage that uses
+    three models after one another never holds more than one.
+    """
 
     def __init__(self, models: dict[str, nn.Module], device: str) -> None:
         self._models = models
         self._device = device
         self._hosted: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for name, model in models.items():
+            model.to = _answering(model, lambda name=name: self.place(name))  # type: ignore[method-assign, misc]
+            model.cpu = _answering(model, lambda name=name: self.evict(name))  # type: ignore[method-assign, misc]
 
     @property
     def resident_bytes(self) -> int:
@@ -33,16 +41,20 @@ class Residency:
 
     @contextmanager
     def needed(self, *names: str, offload: bool) -> Iterator[None]:
-        """Have the named models on the device; with `offload`, them alone, and not after."""
+        """Have the named models ready: on the device, or with `offload` brought when they are used.
+
+        With `offload` nothing is on the device before and after, also after an error.
+        """
         if offload:
-            self.evict(*(n for n in self._models if n not in names))
-        for name in names:
-            self.place(name)
+            self.evict()
+        else:
+            for name in names:
+                self.place(name)
         try:
             yield
         finally:
             if offload:
-                self.evict(*names)
+                self.evict()
 
     def place(self, name: str) -> None:
         """Bring one model to the device."""
@@ -57,6 +69,16 @@ class Residency:
                 self._hosted[name] = [(t, _host_copy(t)) for t in _tensors(self._models[name])]
             for tensor, host in self._hosted[name]:
                 tensor.data = host
+
+
+def _answering(model: nn.Module, act: Callable[[], None]) -> Callable[..., nn.Module]:
+    """Return a method that does `act` and answers the model, whatever it is called with."""
+
+    def call(*_: object) -> nn.Module:
+        act()
+        return model
+
+    return call
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
