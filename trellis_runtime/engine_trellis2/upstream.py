@@ -66,14 +66,14 @@ class Pipeline:
 
     def features(self, picture: Image.Image, size: int) -> Tensor:
         """Return DINOv3 features (1, tokens, 1024) of a picture at `size` px."""
-        self.inner.image_cond_model.image_size = size
-        features: Tensor = self.inner.image_cond_model([picture])
+        features: Tensor = self.inner.get_cond([picture], size, include_neg_cond=False)["cond"]
         return features
 
     def remove_background(self, picture: Image.Image) -> Image.Image:
         """Return the picture with alpha from upstream's matting model."""
         if self.inner.rembg_model is None:
             raise SetupFailed("no background remover is loaded (TRELLIS2_REMBG_DIR)")
+        self.inner.rembg_model.to("cuda")
         cut: Image.Image = self.inner.rembg_model(picture)
         return cut
 
