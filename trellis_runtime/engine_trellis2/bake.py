@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_runtime.engine import Asset
-from trellis_runtime.engine_trellis2.vram import reclaim
+from trellis_runtime.engine_trellis2.vram import reclaim, release, require_free
 from trellis_runtime.errors import MeshRejected
 from trellis_runtime.plan import Plan
 from trellis_runtime.telemetry import JobScope, logger
@@ -29,6 +29,7 @@ _RASTER_FACES = 100_000
 _BLOCK_TEXELS = 262_144
 _SIMPLIFY_STEPS = 400
 _SMALLEST_COMPONENT = 1e-5
+_SIMPLIFY_BYTES_PER_FACE = 160  # edges, adjacency, quadrics and costs, from CuMesh's own arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     mesh.init(decoded.vertices.cuda(), decoded.faces.cuda())
     mesh.fill_holes(max_hole_perimeter=_HOLE_PERIMETER)
     vertices, faces = mesh.read()
+    release()
     bvh = cumesh.cuBVH(vertices, faces)
     scope.step(1, 5)
     if plan.remesh:
@@ -64,6 +66,7 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     if mesh.num_faces == 0:
         raise MeshRejected("no face is left after remeshing and decimation")
     scope.step(2, 5)
+    release()
     sampler = _Sampler(decoded, vertices, faces, bvh)
     if plan.texture_size == 0:
         return _with_vertex_colors(mesh, sampler, plan)
@@ -76,19 +79,21 @@ def _remesh(
     import cumesh
 
     resolution = min(decoded.resolution, plan.remesh_resolution)
-    mesh.init(
-        *cumesh.remeshing.remesh_narrow_band_dc(
-            vertices,
-            faces,
-            center=torch.zeros(3, device="cuda"),
-            scale=(resolution + 3 * plan.remesh_band) / resolution,
-            resolution=resolution,
-            band=plan.remesh_band,
-            project_back=0,
-            verbose=False,
-            bvh=bvh,
-        )
+    surface = cumesh.remeshing.remesh_narrow_band_dc(
+        vertices,
+        faces,
+        center=torch.zeros(3, device="cuda"),
+        scale=(resolution + 3 * plan.remesh_band) / resolution,
+        resolution=resolution,
+        band=plan.remesh_band,
+        project_back=0,
+        verbose=False,
+        bvh=bvh,
     )
+    # What remeshing used is torch's cache now, and CuMesh copies the surface into memory of its own.
+    require_free("the remeshed surface", sum(t.numel() * t.element_size() for t in surface))
+    mesh.init(*surface)
+    del surface
     _simplify(mesh, plan.decimation_target)
 
 
@@ -108,6 +113,7 @@ def _simplify(mesh: Any, target: int) -> None:
     A mesh that stays above the target is delivered as it is, with a warning.
     """
     threshold, faces = 1e-8, mesh.num_faces
+    require_free("decimation", faces * _SIMPLIFY_BYTES_PER_FACE)
     for _ in range(_SIMPLIFY_STEPS):
         if faces <= target:
             return

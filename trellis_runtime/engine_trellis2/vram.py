@@ -86,6 +86,25 @@ def reclaim() -> None:
     torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
 
+def release() -> None:
+    """Give torch's cached blocks back to the driver: before each step of a library that cannot use
+    them."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def require_free(what: str, size: int) -> None:
+    """Raise `OutOfVram` unless `size` bytes are free for a library outside torch.
+
+    CuMesh was seen to crash the process where an allocation of its own failed; that must not be
+    how a job learns that memory is short.
+    """
+    release()
+    free, _ = torch.cuda.mem_get_info()
+    if free < size:
+        raise OutOfVram(f"{what} needs about {size >> 20} MiB; {free >> 20} MiB are free")
+
+
 def available() -> int:
     """Return the bytes that an allocation could get: free, or cached by torch."""
     free, _ = torch.cuda.mem_get_info()
