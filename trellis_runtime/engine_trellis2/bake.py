@@ -90,7 +90,7 @@ def _remesh(
         verbose=False,
         bvh=bvh,
     )
-    # What remeshing used is torch's cache now, and CuMesh copies the surface into memory of its own.
+    # What remeshing used is torch's cache now; CuMesh copies the surface into its own memory.
     require_free("the remeshed surface", sum(t.numel() * t.element_size() for t in surface))
     mesh.init(*surface)
     del surface
