@@ -229,6 +229,7 @@ def test_offloaded_models_come_back_with_their_values() -> None:
     models: dict[str, nn.Module] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
     before = {n: m.get_parameter("weight").clone() for n, m in models.items()}
     residency = Residency(models, "cpu")
+    assert residency.weight_bytes == residency.resident_bytes == 2 * (16 + 4) * 4
     for _ in range(2):
         with residency.needed("a", offload=True):
             assert models["a"].to("cpu") is models["a"]  # as upstream's low_vram calls it

@@ -80,7 +80,8 @@ class Trellis2Engine:
             self._pipeline = upstream.load(self._settings, note)
             self._residency = Residency(self._pipeline.modules, "cuda")
             started = time.perf_counter()
-            if self._settings.placement != "offload" and self._has_room():
+            needed = self._residency.weight_bytes + _WORKING_BYTES[1024]
+            if self._settings.placement != "offload" and vram.available() > needed:
                 for name in self._pipeline.modules:
                     self._residency.place(name)
             torch.cuda.synchronize()
@@ -96,25 +97,11 @@ class Trellis2Engine:
         if self._settings.placement == "offload":
             return True
         _, residency, _ = self._loaded()
-        weights = sum(
-            t.numel() * t.element_size()
-            for model in self._loaded()[0].modules.values()
-            for t in model.parameters()
-        )
-        absent = weights - residency.resident_bytes
+        absent = residency.weight_bytes - residency.resident_bytes
         return vram.available() < absent + _WORKING_BYTES[plan.resolution]
 
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
-
-    def _has_room(self) -> bool:
-        pipeline, _ = self._pipeline, self._residency
-        if pipeline is None:
-            return False
-        weights = sum(
-            t.numel() * t.element_size() for m in pipeline.modules.values() for t in m.parameters()
-        )
-        return vram.available() > weights + _WORKING_BYTES[1024]
 
     def _loaded(self) -> tuple[upstream.Pipeline, Residency, vram.PeakWatch]:
         if self._pipeline is None or self._residency is None or self._watch is None:

@@ -30,14 +30,15 @@ class Residency:
             model.cpu = _answering(model, lambda name=name: self.evict(name))  # type: ignore[method-assign, misc]
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, wherever they are."""
+        return sum(t.numel() * t.element_size() for t in self._all())
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of weights on the device now."""
-        return sum(
-            t.numel() * t.element_size()
-            for model in self._models.values()
-            for t in _tensors(model)
-            if t.device.type == torch.device(self._device).type
-        )
+        kind = torch.device(self._device).type
+        return sum(t.numel() * t.element_size() for t in self._all() if t.device.type == kind)
 
     @contextmanager
     def needed(self, *names: str, offload: bool) -> Iterator[None]:
@@ -69,6 +70,9 @@ class Residency:
                 self._hosted[name] = [(t, _host_copy(t)) for t in _tensors(self._models[name])]
             for tensor, host in self._hosted[name]:
                 tensor.data = host
+
+    def _all(self) -> list[Tensor]:
+        return [tensor for model in self._models.values() for tensor in _tensors(model)]
 
 
 def _answering(model: nn.Module, act: Callable[[], None]) -> Callable[..., nn.Module]:
