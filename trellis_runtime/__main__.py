@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from trellis_runtime import __version__, bench, check
+from trellis_runtime import __version__, bench, check, stats
 from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.plan import RUNGS
 from trellis_runtime.schema import (
@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     schema.set_defaults(run=_schema)
     ladder = commands.add_parser("ladder", help="print what is given up when memory runs out")
     ladder.set_defaults(run=_ladder)
+    summary = commands.add_parser("stats", help="sum up the worker's JSON log lines")
+    summary.add_argument("logs", type=Path, nargs="+", metavar="LOGFILE")
+    summary.add_argument("--json", action="store_true", help="print the figures as JSON")
+    summary.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
+    summary.set_defaults(run=_stats)
     bencher = commands.add_parser("bench", help="time each stage; the last line is JSON")
     bencher.add_argument("--runs", type=int, default=3, help="counted runs of each preset")
     bencher.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=list(PRESETS))
@@ -206,6 +211,21 @@ def _bench(args: argparse.Namespace) -> int:
         worker = Worker.start(settings.model_copy(update={"delivery": delivery, "logging": quiet}))
         bench.run_bench(_out, worker, image, args.presets, max(1, args.runs))
         worker.close()
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    counted = stats.Stats()
+    for path in args.logs:
+        with path.open("rb") as lines:
+            counted.read(lines)
+    report = counted.report()
+    if args.html:
+        args.html.write_text(stats.html_report(report))
+    if args.json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        stats.print_report(_out, report)
     return 0
 
 
