@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trellis_runtime.engine_trellis2 import attention, vram
+from trellis_runtime.engine_trellis2 import attention, upstream, vram
 from trellis_runtime.engine_trellis2.bake import _fill_gutters
 from trellis_runtime.engine_trellis2.checkpoints import ModelFiles, find_pipeline, load_model
-from trellis_runtime.engine_trellis2.engine import Trellis2Engine
+from trellis_runtime.engine_trellis2.engine import Trellis2Engine, Trellis2Generation
 from trellis_runtime.engine_trellis2.residency import Residency
 from trellis_runtime.engine_trellis2.rows import chunked_rows
-from trellis_runtime.errors import EngineFault, OutOfVram, SetupFailed
+from trellis_runtime.errors import EngineFault, JobCancelled, OutOfVram, SetupFailed
+from trellis_runtime.plan import Plan, Stage
+from trellis_runtime.schema import parse_request
 from trellis_runtime.settings import Trellis2
+from trellis_runtime.telemetry import JobScope
 
 torch.manual_seed(0)
 
@@ -265,3 +269,37 @@ def test_gutters_take_the_nearest_texel_and_covered_texels_stay() -> None:
     assert (filled[covered] == texels[covered]).all()
     assert filled[0, 0, 0] == 10
     assert filled[7, 7, 0] == 200
+
+
+def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
+    class FlowSampler:
+        def sample_once(self, value: int) -> int:
+            return value + 1
+
+    sampler = FlowSampler()
+    pipeline = upstream.Pipeline(SimpleNamespace(s=sampler), {}, "sdpa", True, None)
+    told: list[float] = []
+    scope = JobScope("x", progress=lambda _stage, fraction: told.append(fraction))
+    with scope.stage("shape"), pipeline.steps("s", scope, 60 * 2):
+        assert [sampler.sample_once(i) for i in range(120)] == list(range(1, 121))
+    assert told == sorted(told)
+    assert len(set(told)) == 120
+    scope.cancel()
+    with pytest.raises(JobCancelled), pipeline.steps("s", scope, 1):
+        sampler.sample_once(0)
+    assert "sample_once" not in vars(sampler)
+
+
+def test_a_repeated_stage_begins_with_the_noise_that_it_had() -> None:
+    plan = Plan.as_asked(parse_request({"image": "x"}), 9)
+    generation = Trellis2Generation(None, plan, None, None, None)
+    drawn: dict[Stage, Tensor] = {}
+    for stage in (Stage.STRUCTURE, Stage.SHAPE, Stage.TEXTURE):
+        generation._set_noise(stage)
+        drawn[stage] = torch.randn(5)
+    torch.manual_seed(9)
+    upstreams = [torch.randn(5) for _ in drawn]  # drawn one after another, as upstream does
+    assert all(torch.equal(a, b) for a, b in zip(drawn.values(), upstreams, strict=True))
+    for stage in (Stage.TEXTURE, Stage.SHAPE, Stage.STRUCTURE):
+        generation._set_noise(stage)
+        assert torch.equal(torch.randn(5), drawn[stage]), stage

@@ -11,8 +11,7 @@ bake        mesh and voxels -> textured asset
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +29,8 @@ from trellis_runtime.schema import EngineInfo, Sampler
 from trellis_runtime.settings import Trellis2
 from trellis_runtime.telemetry import JobScope
 
-# Peaks of each pipeline above its resident weights, measured by upstream's run on an H200
-# (docs/benchmarks.md), with a third added.
+# Upstream's torch peaks above its resident weights were 1.4, 3.5 and 7.2 GiB on an H200; the rest
+# is room for what CuMesh and nvdiffrast allocate outside torch.
 _WORKING_BYTES = {512: 3 * 2**30, 1024: 6 * 2**30, 1536: 10 * 2**30}
 _ALPHA_OF_OBJECT = 0.8 * 255  # upstream's own bound for the crop
 
@@ -56,7 +55,7 @@ class _Products:
 
 
 class Trellis2Engine:
-    """microsoft/TRELLIS.2 at the commit that the image pins."""
+    """microsoft/TRELLIS.2 at 5565d24."""
 
     def __init__(self, settings: Trellis2) -> None:
         self._settings = settings
@@ -139,7 +138,8 @@ class Trellis2Generation:
         }[stage]
         # Upstream then brings each model just before it uses it, through `Residency`.
         self._pipeline.inner.low_vram = plan.offload
-        with vram.translated(), torch.no_grad(), self._noise(stage):
+        with vram.translated(), torch.no_grad():
+            self._set_noise(stage)
             run(plan, scope)
             torch.cuda.synchronize()
 
@@ -157,15 +157,13 @@ class Trellis2Generation:
         with vram.translated():
             vram.reclaim()
 
-    @contextmanager
-    def _noise(self, stage: Stage) -> Iterator[None]:
+    def _set_noise(self, stage: Stage) -> None:
         """Begin a stage with the random state that it had the first time."""
         if stage == Stage.STRUCTURE:
             torch.manual_seed(self._seed)
         elif stage in self._noise_states:
             torch.set_rng_state(self._noise_states[stage])
         self._noise_states[stage] = torch.get_rng_state()
-        yield
 
     def _condition(self, plan: Plan, scope: JobScope) -> None:
         picture = self._cut_out(plan)
@@ -197,7 +195,9 @@ class Trellis2Generation:
         names = ("sparse_structure_flow_model", "sparse_structure_decoder")
         with (
             self._residency.needed(*names, offload=plan.offload),
-            self._pipeline.steps("sparse_structure_sampler", scope),
+            self._pipeline.steps(
+                "sparse_structure_sampler", scope, plan.samplers.sparse_structure.steps
+            ),
         ):
             coords = self._pipeline.sample_structure(
                 self._condition_at(512), _parameters(plan.samplers.sparse_structure)
@@ -209,13 +209,14 @@ class Trellis2Generation:
     def _shape(self, plan: Plan, scope: JobScope) -> None:
         coords = _made(self._made.structure).cuda()
         parameters = _parameters(plan.samplers.shape)
-        names = ["shape_slat_flow_model_512"]
+        names, rounds = ["shape_slat_flow_model_512"], 1
         if plan.resolution > 512:
+            rounds = 2  # the cascade samples at 512 first
             names += ["shape_slat_flow_model_1024", "shape_slat_decoder"]
         decoder = self._pipeline.modules["shape_slat_decoder"]
         with (
             self._residency.needed(*names, offload=plan.offload),
-            self._pipeline.steps("shape_slat_sampler", scope, 2 if plan.resolution > 512 else 1),
+            self._pipeline.steps("shape_slat_sampler", scope, plan.samplers.shape.steps * rounds),
             chunked_rows(decoder, active=plan.chunk_rows),
         ):
             if plan.resolution == 512:
@@ -238,7 +239,7 @@ class Trellis2Generation:
         name = f"tex_slat_flow_model_{size}"
         with (
             self._residency.needed(name, offload=plan.offload),
-            self._pipeline.steps("tex_slat_sampler", scope),
+            self._pipeline.steps("tex_slat_sampler", scope, plan.samplers.texture.steps),
         ):
             slat = self._pipeline.sample_texture(
                 self._condition_at(size),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _SAMPLERS = ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler
 _PACKAGES = ("torch", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast", "transformers", "triton")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of what upstream stands on, as far as they are installed."""
     found = {}
@@ -135,14 +137,14 @@ class Pipeline:
         return self.sparse(feats=feats, coords=coords)
 
     @contextmanager
-    def steps(self, sampler: str, scope: JobScope, rounds: int = 1) -> Iterator[None]:
-        """Tell `scope` each sampler step, which also is where a stopped job stops."""
+    def steps(self, sampler: str, scope: JobScope, total: int) -> Iterator[None]:
+        """Tell `scope` each of `total` sampler steps, where a stopped job also stops."""
         target = getattr(self.inner, sampler)
         once, taken = target.sample_once, 0
 
         def sample_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal taken
-            scope.step(taken % 50, 50 * rounds)
+            scope.step(taken, total)
             taken += 1
             return once(*args, **kwargs)
 
