@@ -24,6 +24,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def bucket_variables(endpoint: str, **more: str) -> dict[str, str]:
+    """A worker's settings for a bucket at `endpoint`, whether or not anything is there."""
+    return {
+        "BUCKET_ENDPOINT_URL": endpoint,
+        "BUCKET_ACCESS_KEY_ID": KEY_ID,
+        "BUCKET_SECRET_ACCESS_KEY": SECRET,
+        "BUCKET_NAME": BUCKET,
+        **more,
+    }
+
+
 class SeaweedFs:
     """`with SeaweedFs(folder) as s3:` gives `s3.endpoint`, `s3.client` and an empty bucket."""
 
@@ -46,12 +57,7 @@ class SeaweedFs:
 
     def variables(self) -> dict[str, str]:
         """The worker's settings for this bucket."""
-        return {
-            "BUCKET_ENDPOINT_URL": self.endpoint,
-            "BUCKET_ACCESS_KEY_ID": KEY_ID,
-            "BUCKET_SECRET_ACCESS_KEY": SECRET,
-            "BUCKET_NAME": BUCKET,
-        }
+        return bucket_variables(self.endpoint)
 
     def keys(self) -> list[str]:
         listed = self.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])

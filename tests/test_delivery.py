@@ -16,7 +16,7 @@ import requests
 
 from tests.conftest import environment
 from tests.plane import Plane, WorkerProcess
-from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs, free_port
+from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs, bucket_variables, free_port
 from tests.test_worker import QUICK
 from trellis_runtime import s3
 from trellis_runtime.errors import SetupFailed, StorageFailed
@@ -177,13 +177,7 @@ def test_wrong_keys_fail_the_start_up_check_and_the_job_without_telling_them(
 
 
 def test_a_dead_bucket_fails_after_bounded_tries(tmp_path: Path) -> None:
-    variables = {
-        "BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
-        "BUCKET_ACCESS_KEY_ID": "a",
-        "BUCKET_SECRET_ACCESS_KEY": "b",
-        "BUCKET_NAME": "c",
-        "BUCKET_MAX_ATTEMPTS": "2",
-    }
+    variables = bucket_variables(f"http://127.0.0.1:{free_port()}", BUCKET_MAX_ATTEMPTS="2")
     answer = handle(worker(tmp_path, **variables), "dead")
     assert answer["code"] == "storage_failed"
     assert "EndpointConnectionError" in answer["error"]
@@ -192,14 +186,11 @@ def test_a_dead_bucket_fails_after_bounded_tries(tmp_path: Path) -> None:
 def test_a_slow_bucket_is_given_up_within_its_time(tmp_path: Path) -> None:
     """It accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        variables = {
-            "BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "BUCKET_ACCESS_KEY_ID": "a",
-            "BUCKET_SECRET_ACCESS_KEY": "b",
-            "BUCKET_NAME": "c",
-            "BUCKET_MAX_ATTEMPTS": "2",
-            "BUCKET_TIMEOUT_S": "0.3",
-        }
+        variables = bucket_variables(
+            f"http://127.0.0.1:{silent.getsockname()[1]}",
+            BUCKET_MAX_ATTEMPTS="2",
+            BUCKET_TIMEOUT_S="0.3",
+        )
         answer = handle(worker(tmp_path, **variables), "slow")
     assert answer["code"] == "storage_failed"
     assert "Timeout" in answer["error"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import encoded, environment, picture
+from tests.seaweed import bucket_variables
 from trellis_runtime import errors
 from trellis_runtime.engine import Engine
 from trellis_runtime.engine_embedded import EmbeddedEngine
@@ -383,13 +384,7 @@ def test_a_worker_never_falls_back_to_the_embedded_engine() -> None:
 def test_the_start_up_check_refuses_a_full_disk_and_a_dead_bucket(tmp_path: Path) -> None:
     with pytest.raises(SetupFailed, match="disk"):
         start(tmp_path, TRELLIS2_MIN_FREE_DISK_GB="1000000").require_fit()
-    dead = {
-        "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9",
-        "BUCKET_ACCESS_KEY_ID": "a",
-        "BUCKET_SECRET_ACCESS_KEY": "b",
-        "BUCKET_NAME": "c",
-        "BUCKET_MAX_ATTEMPTS": "1",
-    }
+    dead = bucket_variables("http://127.0.0.1:9", BUCKET_MAX_ATTEMPTS="1")
     with pytest.raises(SetupFailed, match="EndpointConnectionError"):
         start(tmp_path, **dead).require_fit()
 

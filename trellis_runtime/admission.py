@@ -81,6 +81,16 @@ class Admission:
     def defunct_reason(self) -> str | None:
         return self._defunct_reason
 
+    def disk_shortage(self) -> str | None:
+        """Say what is amiss when too little disk is free for a job, None when nothing is."""
+        free = free_bytes(self._disk)
+        if free >= self._limits.min_free_disk_bytes:
+            return None
+        return (
+            f"{free / 1024**3:.2f} GiB of disk are free; a job needs "
+            f"{self._limits.min_free_disk_gb:g} (TRELLIS2_MIN_FREE_DISK_GB)"
+        )
+
     def open(self) -> None:
         """Begin to take jobs."""
         self._ready = True
@@ -127,12 +137,8 @@ class Admission:
         state = self.state
         if state in (State.DRAINING, State.DEFUNCT, State.STARTING):
             raise WorkerStopping(f"this worker is {state} and takes no job")
-        free = free_bytes(self._disk)
-        if free < self._limits.min_free_disk_bytes:
-            raise DiskFull(
-                f"{free / 1024**3:.2f} GiB of disk are free; a job needs "
-                f"{self._limits.min_free_disk_gb:g} (TRELLIS2_MIN_FREE_DISK_GB)"
-            )
+        if shortage := self.disk_shortage():
+            raise DiskFull(shortage)
         room = self._limits.max_concurrent + self._limits.max_queued
         with self._lock:
             if self._in_hand >= room:

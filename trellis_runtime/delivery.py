@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ MODEL_NAME, PREVIEW_NAME, ANSWER_NAME = "model.glb", "preview.png", "answer.json
 way, the job's folder still tells everything."""
 
 _ANSWER_ROOM = 64_000  # bytes of an answer besides base64
-StoreFactory = Callable[[Output, int], Store]
 
 
 @dataclass(frozen=True, slots=True)

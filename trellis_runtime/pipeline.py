@@ -8,9 +8,9 @@ image ─► condition ─► structure ─► shape ─► texture ─► decod
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from trellis_runtime import __version__, preview
@@ -20,7 +20,7 @@ from trellis_runtime.errors import OutOfVram
 from trellis_runtime.glb import CONTENT_TYPE, EncodedGlb, encode_glb, require_glb
 from trellis_runtime.images import load_image
 from trellis_runtime.mesh import inspect_mesh, require_mesh
-from trellis_runtime.plan import ENGINE_STAGES, Descent, Plan, Stage, restart_stage
+from trellis_runtime.plan import ENGINE_STAGES, LOWEST_LEVEL, Descent, Plan, Stage, restart_stage
 from trellis_runtime.schema import (
     Artifact,
     Attempt,
@@ -87,10 +87,32 @@ class Pipeline:
         if request.output.preview:
             with scope.stage(Stage.PREVIEW):
                 picture = preview.render_glb(glb.data)
-        answer = partial(self._result, scope, made, report, glb)
         with scope.stage(Stage.STORE):
-            delivered = _deliver(glb.data, picture, request, delivery, scope)
-        return _finish(answer(delivered), delivered, finish, scope)
+            delivered = self._deliver(glb.data, picture, request, delivery, scope)
+        with _taken_back_on_error(delivered.store):
+            result = self._result(scope, made, report, glb, delivered)
+            encoded = finish(result)
+            if delivered.model.base64 is None:
+                delivered.store.put(ANSWER_NAME, encoded, "application/json", scope)
+            scope.check()
+        return result
+
+    @staticmethod
+    def _deliver(
+        glb: bytes,
+        picture: bytes | None,
+        request: GenerationRequest,
+        delivery: Delivery,
+        scope: JobScope,
+    ) -> _Delivered:
+        """Store the picture, then the model: a model in place means that the job is complete."""
+        store = delivery.store_for(request.output, len(glb) + len(picture or b""))
+        with _taken_back_on_error(store):
+            shown = picture and store.put(PREVIEW_NAME, picture, preview.CONTENT_TYPE, scope)
+            scope.check()
+            model = store.put(MODEL_NAME, glb, CONTENT_TYPE, scope)
+            scope.check()
+        return _Delivered(store, model, shown or None)
 
     def _make(self, image: Rgba, requested: Plan, max_level: int, scope: JobScope) -> _Made:
         """Run the engine's stages, going down the ladder where memory runs out."""
@@ -157,7 +179,7 @@ class Pipeline:
             raise OutOfVram(
                 f"{stage} did not fit at any rung up to level {descent.max_level}: "
                 f"{attempts[-1].error}",
-                field="max_degradation_level" if descent.max_level < 12 else None,
+                field="max_degradation_level" if descent.max_level < LOWEST_LEVEL else None,
                 details={"attempts": [a.model_dump(mode="json") for a in attempts]},
             )
         return restart_stage(rung, stage)
@@ -205,36 +227,11 @@ class Pipeline:
         )
 
 
-def _deliver(
-    glb: bytes,
-    picture: bytes | None,
-    request: GenerationRequest,
-    delivery: Delivery,
-    scope: JobScope,
-) -> _Delivered:
-    """Store the picture, then the model: a model in place means that the job is complete."""
-    store = delivery.store_for(request.output, len(glb) + len(picture or b""))
+@contextmanager
+def _taken_back_on_error(store: Store) -> Iterator[None]:
+    """Leave nothing of a job behind that was stopped, or whose answer cannot be given."""
     try:
-        shown = picture and store.put(PREVIEW_NAME, picture, preview.CONTENT_TYPE, scope)
-        scope.check()
-        model = store.put(MODEL_NAME, glb, CONTENT_TYPE, scope)
-        scope.check()
+        yield
     except BaseException:
         store.discard()
         raise
-    return _Delivered(store, model, shown or None)
-
-
-def _finish(
-    result: GenerationResult, delivered: _Delivered, finish: Finish, scope: JobScope
-) -> GenerationResult:
-    """Measure the answer, keep it beside the model, and take all back if it cannot be given."""
-    try:
-        encoded = finish(result)
-        if delivered.model.base64 is None:
-            delivered.store.put(ANSWER_NAME, encoded, "application/json", scope)
-        scope.check()
-    except BaseException:
-        delivered.store.discard()
-        raise
-    return result

@@ -29,7 +29,7 @@ from trellis_runtime.s3 import require_bucket
 from trellis_runtime.schema import MAX_SEED, GenerationRequest, GenerationResult, parse_request
 from trellis_runtime.settings import Settings
 from trellis_runtime.storage import free_bytes, sweep_partial
-from trellis_runtime.telemetry import Deadline, JobScope, Progress, configure_logging, logger
+from trellis_runtime.telemetry import Deadline, JobScope, configure_logging, logger
 
 Notify = Callable[[dict[str, Any]], None]
 """Sends one progress update of a job; it may block, and is called from a thread of its own."""
@@ -78,12 +78,8 @@ class Worker:
 
     def require_fit(self) -> None:
         """The start-up check: raises `SetupFailed` for a worker that must not take jobs."""
-        free = free_bytes(self.settings.delivery.output_dir)
-        if free < self.settings.jobs.min_free_disk_bytes:
-            raise SetupFailed(
-                f"{free / 1024**3:.2f} GiB of disk are free; a job needs "
-                f"{self.settings.jobs.min_free_disk_gb:g}"
-            )
+        if shortage := self.admission.disk_shortage():
+            raise SetupFailed(shortage)
         if self.settings.bucket.is_configured:
             require_bucket(self.settings.bucket)
 
@@ -338,6 +334,3 @@ class _ProgressSender:
                 self._notify(update)
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, timeout=_PROGRESS_INTERVAL_S)
-
-
-__all__ = ["HEALTH_TIMEOUT_S", "Notify", "Progress", "Worker", "build_engine", "draw_seed"]
