@@ -154,6 +154,10 @@ class Trellis2(_Slice):
         description="auto: all models stay on the card when it has room for them and a job; "
         "offload: each is there for its stage alone.",
     )
+    flow: Literal["fast", "upstream"] = Field(
+        "fast",
+        description="fast: the flow models' formula on plain tensors; upstream: its own modules.",
+    )
     rehearsal: bool = Field(
         False,
         description="With a synthetic checkpoint: the structure follows a real shape, so that "
@@ -251,6 +255,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_DINOV3_DIR": ("trellis2", "dinov3_dir"),
     "TRELLIS2_REMBG_DIR": ("trellis2", "rembg_dir"),
     "TRELLIS2_PLACEMENT": ("trellis2", "placement"),
+    "TRELLIS2_FLOW": ("trellis2", "flow"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
     "TRELLIS2_LOG_LEVEL": ("logging", "level"),

@@ -26,6 +26,7 @@ from trellis_runtime.engine_trellis2.checkpoints import (
     find_pipeline,
     load_model,
 )
+from trellis_runtime.engine_trellis2.flow import FastFlow
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Trellis2
 from trellis_runtime.telemetry import JobScope
@@ -40,6 +41,7 @@ MODELS = (
     "tex_slat_flow_model_1024",
     "tex_slat_decoder",
 )
+_FLOW = ("flow_model", "flow_model_512", "flow_model_1024")
 _SAMPLERS = ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
 _PACKAGES = ("torch", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast", "transformers", "triton")
 
@@ -62,6 +64,7 @@ class Pipeline:
 
     inner: Any
     modules: dict[str, nn.Module]
+    flows: dict[str, nn.Module]
     attention: str
     is_synthetic: bool
     sparse: Any
@@ -93,7 +96,7 @@ class Pipeline:
         self, condition: dict[str, Tensor], coords: Tensor, parameters: dict[str, Any]
     ) -> Any:
         """Return the shape latent at 512."""
-        model = self.modules["shape_slat_flow_model_512"]
+        model = self.flows["shape_slat_flow_model_512"]
         return self.inner.sample_shape_slat(condition, model, coords, parameters)
 
     def sample_shape_cascade(
@@ -109,8 +112,8 @@ class Pipeline:
         return self.inner.sample_shape_slat_cascade(
             low,
             high,
-            self.modules["shape_slat_flow_model_512"],
-            self.modules["shape_slat_flow_model_1024"],
+            self.flows["shape_slat_flow_model_512"],
+            self.flows["shape_slat_flow_model_1024"],
             512,
             resolution,
             coords,
@@ -122,7 +125,7 @@ class Pipeline:
         self, condition: dict[str, Tensor], model: str, shape: Any, parameters: dict[str, Any]
     ) -> Any:
         """Return the texture latent."""
-        return self.inner.sample_tex_slat(condition, self.modules[model], shape, parameters)
+        return self.inner.sample_tex_slat(condition, self.flows[model], shape, parameters)
 
     def decode_shape(self, slat: Any, resolution: int) -> tuple[Any, list[Any]]:
         """Return upstream's mesh, its holes not yet filled, and the subdivisions."""
@@ -153,6 +156,9 @@ class Pipeline:
             yield
         finally:
             del target.sample_once
+            for flow in self.flows.values():
+                if isinstance(flow, FastFlow):
+                    flow.forget()
 
 
 def without_caches(tensors: list[Any]) -> list[Any]:
@@ -174,10 +180,13 @@ def load(settings: Trellis2, note: Callable[[str, float], None]) -> Pipeline:
     note("import_upstream", time.perf_counter() - started)
     started = time.perf_counter()
     modules = _load_models(files, models)
-    inner = _assemble(files, pipelines, modules)
+    flows = {name: modules[name] for name in MODELS if name.endswith(_FLOW)}
+    if settings.flow == "fast":
+        flows = {name: FastFlow(model) for name, model in flows.items()}
+    inner = _assemble(files, pipelines, modules | flows)
     _load_helpers(settings, files, inner, modules)
     note("load", time.perf_counter() - started)
-    pipeline = Pipeline(inner, modules, kernels, files.is_synthetic, sparse)
+    pipeline = Pipeline(inner, modules, flows, kernels, files.is_synthetic, sparse)
     if settings.rehearsal:
         rehearsal.drive(pipeline)
         pipeline.is_synthetic = True
@@ -214,14 +223,8 @@ def _assemble(files: PipelineFiles, pipelines: Any, modules: dict[str, nn.Module
 
     inner = pipelines(
         modules,
-        *(
-            sampler(n)
-            for n in ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
-        ),
-        *(
-            args[n]["params"]
-            for n in ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
-        ),
+        *(sampler(n) for n in _SAMPLERS),
+        *(args[n]["params"] for n in _SAMPLERS),
         args["shape_slat_normalization"],
         args["tex_slat_normalization"],
         None,
