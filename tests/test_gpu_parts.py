@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trellis_runtime.engine_trellis2 import attention, upstream, vram
-from trellis_runtime.engine_trellis2.bake import _fill_gutters
 from trellis_runtime.engine_trellis2.checkpoints import ModelFiles, find_pipeline, load_model
 from trellis_runtime.engine_trellis2.engine import Trellis2Engine, Trellis2Generation
 from trellis_runtime.engine_trellis2.residency import Residency
@@ -258,26 +257,13 @@ def test_row_blocks_change_nothing_and_are_gone_afterwards() -> None:
     assert "forward" not in vars(model)
 
 
-def test_gutters_take_the_nearest_texel_and_covered_texels_stay() -> None:
-    import numpy as np
-
-    texels = np.zeros((8, 8, 6), np.uint8)
-    covered = np.zeros((8, 8), bool)
-    texels[1, 1], texels[6, 6] = 10, 200
-    covered[1, 1] = covered[6, 6] = True
-    filled = _fill_gutters(texels, covered)
-    assert (filled[covered] == texels[covered]).all()
-    assert filled[0, 0, 0] == 10
-    assert filled[7, 7, 0] == 200
-
-
 def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
     class FlowSampler:
         def sample_once(self, value: int) -> int:
             return value + 1
 
     sampler = FlowSampler()
-    pipeline = upstream.Pipeline(SimpleNamespace(s=sampler), {}, "sdpa", True, None)
+    pipeline = upstream.Pipeline(SimpleNamespace(s=sampler), {}, {}, "sdpa", True, None)
     told: list[float] = []
     scope = JobScope("x", progress=lambda _stage, fraction: told.append(fraction))
     with scope.stage("shape"), pipeline.steps("s", scope, 60 * 2):

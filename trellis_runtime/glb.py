@@ -173,7 +173,7 @@ def _encode_image(
     if form == "webp":
         options = {"lossless": True, "quality": 40, "method": 2, "exact": True}
         if not is_data:
-            options = {"quality": 95, "method": 4, "exact": True}
+            options = {"quality": 95, "method": 2, "exact": True}  # 4: twice the time, 2 % less
     elif form == "jpeg":
         if is_data or image.mode == "RGBA":
             form = "png"  # JPEG has neither exact values nor alpha

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from trellis_runtime.schema import (
     GenerationRequest,
     GenerationResult,
     MeshReport,
+    TextureFormat,
     TextureReport,
     Vram,
 )
@@ -79,10 +81,7 @@ class Pipeline:
             image = load_image(request, self.image_limits, self.fetch_limits, scope)
         made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
         with scope.stage(Stage.EXPORT):
-            require_mesh(made.asset)
-            report = inspect_mesh(made.asset)
-            glb = encode_glb(made.asset, request.output.texture_format, self._extras(made))
-            require_glb(glb.data)
+            glb, report = export(made.asset, request.output.texture_format, self._extras(made))
         picture = None
         if request.output.preview:
             with scope.stage(Stage.PREVIEW):
@@ -225,6 +224,18 @@ class Pipeline:
             vram=made.vram,
             init=self.init,
         )
+
+
+def export(
+    asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]
+) -> tuple[EncodedGlb, MeshReport]:
+    """Return a checked GLB and the report on its mesh; raises `MeshRejected` or `GlbRejected`."""
+    require_mesh(asset)
+    with ThreadPoolExecutor(1) as beside:  # textures are encoded while the mesh is inspected
+        report = beside.submit(inspect_mesh, asset)
+        glb = encode_glb(asset, texture_format, extras)
+        require_glb(glb.data)
+        return glb, report.result()
 
 
 @contextmanager

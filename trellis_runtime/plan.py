@@ -188,7 +188,8 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         3,
         "host_skips",
-        "skip connections and sources wait on the host; convolutions run in chunks",
+        "between the decoders nothing waits on the card but the subdivisions; neighbour maps are "
+        "built again",
         True,
         _DECODE,
         lambda plan: replace(plan, host_skips=True),
@@ -196,7 +197,8 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         4,
         "chunk_bake",
-        "remeshing and baking run over blocks of cells and rows of texels",
+        "the surface is searched by a smaller hierarchy, built on the CPU, and colours are looked "
+        "up in small blocks of texels",
         True,
         _BAKE,
         lambda plan: replace(plan, chunk_bake=True),

@@ -2,8 +2,8 @@
 
 The steps and their constants are those of upstream's `o_voxel.postprocess.to_glb` at 5565d24, with
 these differences: decimation cannot loop for ever, the remeshing grid can be smaller than the
-voxels', texels can be looked up in blocks, gutters are filled with the nearest texel, and colours
-can go to the vertices instead.
+voxels', charts are laid flat on the GPU (`unwrap`), texels can be looked up in blocks, gutters are
+filled with the nearest texel, and colours can go to the vertices instead.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_runtime.engine import Asset
-from trellis_runtime.engine_trellis2.vram import reclaim, release, require_free
+from trellis_runtime.engine_trellis2.gutters import fill_gutters
+from trellis_runtime.engine_trellis2.nearest import Surface
+from trellis_runtime.engine_trellis2.unwrap import cut, unwrap
+from trellis_runtime.engine_trellis2.voxels import VoxelGrid
+from trellis_runtime.engine_trellis2.vram import release, require_free
 from trellis_runtime.errors import MeshRejected
 from trellis_runtime.plan import Plan
 from trellis_runtime.telemetry import JobScope, logger
 
 _HOLE_PERIMETER = 3e-2
-_CONE_HALF_ANGLE = float(np.radians(90.0))
+_CONE_HALF_ANGLE = float(np.radians(60.0))  # upstream's 90 would fold what is laid flat
 _RASTER_FACES = 100_000
-_BLOCK_TEXELS = 262_144
+_BLOCK_TEXELS = 1_048_576
+_SMALL_BLOCK_TEXELS = 65_536
 _SIMPLIFY_STEPS = 400
 _SMALLEST_COMPONENT = 1e-5
 _SIMPLIFY_BYTES_PER_FACE = 160  # edges, adjacency, quadrics and costs, from CuMesh's own arrays
@@ -51,35 +55,36 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     """Return the textured asset that `plan` asks for."""
     import cumesh
 
-    reclaim()  # CuMesh can use nothing that torch has cached
+    release()  # CuMesh can use nothing that torch has cached
     mesh = cumesh.CuMesh()
     mesh.init(decoded.vertices.cuda(), decoded.faces.cuda())
     mesh.fill_holes(max_hole_perimeter=_HOLE_PERIMETER)
     vertices, faces = mesh.read()
+    mesh.clear_cache()  # edges and adjacency: more than the mesh itself
     release()
-    bvh = cumesh.cuBVH(vertices, faces)
+    # CuMesh's own hierarchy is the smaller one, and takes seconds on one CPU core to build.
+    surface = cumesh.cuBVH(vertices, faces) if plan.chunk_bake else Surface(vertices, faces)
     scope.step(1, 5)
     if plan.remesh:
-        _remesh(mesh, vertices, faces, bvh, decoded, plan)
+        mesh = None
+        mesh = _remeshed(vertices, faces, surface, decoded, plan)
     else:
         _clean(mesh, plan.decimation_target)
     if mesh.num_faces == 0:
         raise MeshRejected("no face is left after remeshing and decimation")
     scope.step(2, 5)
     release()
-    sampler = _Sampler(decoded, vertices, faces, bvh)
+    sampler = Sampler(decoded, vertices, faces, surface)
     if plan.texture_size == 0:
         return _with_vertex_colors(mesh, sampler, plan)
     return _with_textures(mesh, sampler, plan, scope)
 
 
-def _remesh(
-    mesh: Any, vertices: Tensor, faces: Tensor, bvh: Any, decoded: Decoded, plan: Plan
-) -> None:
+def _remeshed(vertices: Tensor, faces: Tensor, surface: Any, decoded: Decoded, plan: Plan) -> Any:
     import cumesh
 
     resolution = min(decoded.resolution, plan.remesh_resolution)
-    surface = cumesh.remeshing.remesh_narrow_band_dc(
+    remeshed = cumesh.remeshing.remesh_narrow_band_dc(
         vertices,
         faces,
         center=torch.zeros(3, device="cuda"),
@@ -88,13 +93,15 @@ def _remesh(
         band=plan.remesh_band,
         project_back=0,
         verbose=False,
-        bvh=bvh,
+        bvh=surface,
     )
     # What remeshing used is torch's cache now; CuMesh copies the surface into its own memory.
-    require_free("the remeshed surface", sum(t.numel() * t.element_size() for t in surface))
-    mesh.init(*surface)
-    del surface
+    require_free("the remeshed surface", sum(t.numel() * t.element_size() for t in remeshed))
+    mesh = cumesh.CuMesh()
+    mesh.init(*remeshed)
+    del remeshed
     _simplify(mesh, plan.decimation_target)
+    return mesh
 
 
 def _clean(mesh: Any, target: int) -> None:
@@ -125,87 +132,70 @@ def _simplify(mesh: Any, target: int) -> None:
         logger().warning("simplify_stopped", faces=faces, target=target, steps=_SIMPLIFY_STEPS)
 
 
-class _Sampler:
-    """Looks up the voxels' attributes at points near the surface."""
+class Sampler:
+    """Looks up the voxels' attributes at points near the surface as decoded."""
 
-    def __init__(self, decoded: Decoded, vertices: Tensor, faces: Tensor, bvh: Any) -> None:
-        self._vertices, self._faces, self._bvh = vertices, faces, bvh
-        self._resolution = decoded.resolution
-        self._attributes = decoded.attributes.cuda()
-        coords = decoded.coords.cuda()
-        self._coords = torch.cat([torch.zeros_like(coords[:, :1]), coords], dim=1)
+    def __init__(self, decoded: Decoded, vertices: Tensor, faces: Tensor, surface: Any) -> None:
+        self._vertices, self._faces, self._surface = vertices, faces, surface
+        self._side = decoded.resolution
+        self._voxels = VoxelGrid(decoded.coords.cuda(), decoded.attributes.cuda(), self._side)
 
-    def __call__(self, points: Tensor, block: int | None) -> Tensor:
+    def __call__(self, points: Tensor, block: int = _BLOCK_TEXELS) -> Tensor:
         """Return attributes (N, 6) of points (N, 3), in blocks of `block` points."""
-        block = block or max(1, len(points))
-        parts = [self._look_up(points[i : i + block]) for i in range(0, len(points), block)]
+        parts = [self._look_up(part) for part in torch.split(points, block)]
         return torch.cat(parts) if parts else points.new_zeros((0, 6))
 
     def _look_up(self, points: Tensor) -> Tensor:
-        from flex_gemm.ops.grid_sample import grid_sample_3d
-
         # The point on the surface as decoded: remeshing and decimation have moved it.
-        _, face, uvw = self._bvh.unsigned_distance(points, return_uvw=True)
-        corners = self._vertices[self._faces[face.long()].long()]
-        points = (corners * uvw.unsqueeze(-1)).sum(dim=1)
-        side = self._resolution
-        values = grid_sample_3d(
-            self._attributes,
-            self._coords,
-            shape=torch.Size([1, self._attributes.shape[1], side, side, side]),
-            grid=((points + 0.5) * side).reshape(1, -1, 3),
-            mode="trilinear",
-        )
-        return values.reshape(-1, self._attributes.shape[1])
+        _, face, weights = self._surface.unsigned_distance(points, return_uvw=True)
+        corners = self._vertices[self._faces[face].long()]
+        nearest = (corners * weights[..., None]).sum(dim=1)
+        return self._voxels.sample((nearest + 0.5) * self._side)
 
 
-def _with_vertex_colors(mesh: Any, sampler: _Sampler, plan: Plan) -> Asset:
+def _with_vertex_colors(mesh: Any, sampler: Sampler, plan: Plan) -> Asset:
     vertices, faces = mesh.read()
     mesh.compute_vertex_normals()
-    colors = sampler(vertices, _BLOCK_TEXELS)[:, :3]
+    colors = sampler(vertices)[:, :3]
     return Asset(
         vertices=_to_gltf_axes(vertices),
         faces=faces.cpu().numpy().astype(np.uint32),
         normals=_unit(_to_gltf_axes(mesh.read_vertex_normals())),
-        vertex_colors=_to_bytes(colors),
+        vertex_colors=_as_bytes(colors).cpu().numpy(),
         double_sided=not plan.remesh,
     )
 
 
-def _with_textures(mesh: Any, sampler: _Sampler, plan: Plan, scope: JobScope) -> Asset:
-    vertices, faces, uvs, vmaps = (
-        t.cuda()
-        for t in mesh.uv_unwrap(
-            compute_charts_kwargs={
-                "threshold_cone_half_angle_rad": _CONE_HALF_ANGLE,
-                "refine_iterations": 0,
-                "global_iterations": 1,
-                "smooth_strength": 1,
-            },
-            return_vmaps=True,
-            verbose=False,
-        )
+def _with_textures(mesh: Any, sampler: Sampler, plan: Plan, scope: JobScope) -> Asset:
+    layout = unwrap(cut(mesh, _CONE_HALF_ANGLE))
+    charts = layout.charts
+    logger().info(
+        "unwrapped",
+        job_id=scope.job_id,
+        charts=charts.count,
+        split=layout.split,
+        redone_by_xatlas=layout.redone,
+        utilization=round(layout.utilization, 4),
     )
     scope.step(3, 5)
     mesh.compute_vertex_normals()
-    normals = mesh.read_vertex_normals()[vmaps]
-    size = plan.texture_size
-    covered, points = _rasterize(vertices, faces, uvs, size)
-    values = sampler(points, _BLOCK_TEXELS if plan.chunk_bake else None)
+    normals = mesh.read_vertex_normals()[charts.source]
+    faces = charts.faces.int()
+    covered, points = _rasterize(charts.vertices, faces, layout.uvs, plan.texture_size)
+    values = sampler(points, _SMALL_BLOCK_TEXELS if plan.chunk_bake else _BLOCK_TEXELS)
     scope.step(4, 5)
-    texels = np.zeros((size, size, 6), np.uint8)
-    mask = covered.cpu().numpy()
-    texels[mask] = _to_bytes(values)
-    texels = _fill_gutters(texels, mask)
-    flipped = uvs.cpu().numpy().astype(np.float32)
-    flipped[:, 1] = 1 - flipped[:, 1]
-    packed = np.stack([np.zeros_like(texels[..., 4]), texels[..., 4], texels[..., 3]], axis=-1)
+    texels = torch.zeros((*covered.shape, 6), dtype=torch.uint8, device=covered.device)
+    texels[covered] = _as_bytes(values)
+    pixels = fill_gutters(texels, covered).cpu().numpy()
+    uvs = layout.uvs.cpu().numpy()
+    uvs[:, 1] = 1 - uvs[:, 1]
+    packed = np.stack([np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]], axis=-1)
     return Asset(
-        vertices=_to_gltf_axes(vertices),
-        faces=faces.cpu().numpy().astype(np.uint32),
+        vertices=_to_gltf_axes(charts.vertices),
+        faces=charts.faces.cpu().numpy().astype(np.uint32),
         normals=_unit(_to_gltf_axes(normals)),
-        uvs=flipped,
-        base_color=np.ascontiguousarray(texels[..., :3]),
+        uvs=uvs,
+        base_color=np.ascontiguousarray(pixels[..., :3]),
         metallic_roughness=packed,
         double_sided=not plan.remesh,
     )
@@ -230,20 +220,8 @@ def _rasterize(vertices: Tensor, faces: Tensor, uvs: Tensor, size: int) -> tuple
     return covered, points[covered]
 
 
-def _fill_gutters(texels: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Give each uncovered texel the value of the nearest covered one."""
-    if not covered.any() or covered.all():
-        return texels
-    _, labels = cv2.distanceTransformWithLabels(
-        (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    values = np.zeros((int(labels.max()) + 1, texels.shape[2]), np.uint8)
-    values[labels[covered]] = texels[covered]
-    return np.asarray(values[labels])
-
-
-def _to_bytes(values: Tensor) -> NDArray[np.uint8]:
-    return (values * 255).clamp(0, 255).to(torch.uint8).cpu().numpy()
+def _as_bytes(values: Tensor) -> Tensor:
+    return (values * 255).clamp(0, 255).to(torch.uint8)
 
 
 def _to_gltf_axes(vectors: Tensor) -> NDArray[np.float32]:

@@ -88,21 +88,22 @@ class Trellis2Engine:
         self._watch = vram.PeakWatch()
 
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
-        pipeline, residency, watch = self._loaded()
+        pipeline, residency, watch = self.parts()
         watch.start()
         return Trellis2Generation(image, plan, pipeline, residency, watch)
 
     def wants_offload(self, plan: Plan) -> bool:
         if self._settings.placement == "offload":
             return True
-        _, residency, _ = self._loaded()
+        _, residency, _ = self.parts()
         absent = residency.weight_bytes - residency.resident_bytes
         return vram.available() < absent + _WORKING_BYTES[plan.resolution]
 
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
 
-    def _loaded(self) -> tuple[upstream.Pipeline, Residency, vram.PeakWatch]:
+    def parts(self) -> tuple[upstream.Pipeline, Residency, vram.PeakWatch]:
+        """Return what `load` made; benchmarks run upstream itself on the same models."""
         if self._pipeline is None or self._residency is None or self._watch is None:
             raise EngineFault("the engine was used before it was loaded")
         return self._pipeline, self._residency, self._watch
@@ -155,7 +156,7 @@ class Trellis2Generation:
         self._made = _Products()
         self._watch.stop()
         with vram.translated():
-            vram.reclaim()
+            vram.release()
 
     def _set_noise(self, stage: Stage) -> None:
         """Begin a stage with the random state that it had the first time."""
@@ -251,7 +252,6 @@ class Trellis2Generation:
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
         shape, texture = _made(self._made.shape), _made(self._made.texture)
-        vram.reclaim()
         modules = self._pipeline.modules
         with (
             self._residency.needed("shape_slat_decoder", offload=plan.offload),
@@ -265,7 +265,8 @@ class Trellis2Generation:
             del mesh
         else:
             vertices, faces = mesh.vertices, mesh.faces
-        vram.reclaim()
+        if plan.offload:
+            vram.release()
         with (
             self._residency.needed("tex_slat_decoder", offload=plan.offload),
             chunked_rows(modules["tex_slat_decoder"], active=plan.chunk_rows),

@@ -122,6 +122,11 @@ class PeakWatch:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def peak(self) -> int:
+        """Bytes in use at the highest moment seen since `start`."""
+        return self._peak
+
     def start(self) -> None:
         """Begin to watch, from now."""
         self.stop()

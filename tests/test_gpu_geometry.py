@@ -1,0 +1,160 @@
+"""The GPU engine's geometry and texture work, on the CPU: unwrapping, voxels, gutters, nearest."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Tensor
+
+from trellis_runtime.engine_trellis2 import unwrap as unwrapping
+from trellis_runtime.engine_trellis2.gutters import fill_gutters
+from trellis_runtime.engine_trellis2.nearest import Surface
+from trellis_runtime.engine_trellis2.unwrap import Charts, covered_texels, unwrap
+from trellis_runtime.engine_trellis2.voxels import VoxelGrid
+
+
+def charts_of(*meshes: trimesh.Trimesh) -> Charts:
+    """Make each mesh one chart."""
+    vertices, faces, chart, before = [], [], [], 0
+    for number, mesh in enumerate(meshes):
+        vertices.append(torch.tensor(mesh.vertices, dtype=torch.float32))
+        faces.append(torch.tensor(mesh.faces, dtype=torch.int64) + before)
+        chart.append(torch.full((len(mesh.faces),), number))
+        before += len(mesh.vertices)
+    return Charts(
+        torch.cat(vertices), torch.cat(faces), torch.cat(chart), torch.arange(before), len(meshes)
+    )
+
+
+def cap(half_angle: float, radius: float = 0.3) -> trimesh.Trimesh:
+    """Return the part of a sphere around +z."""
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=radius)
+    keep = ball.triangles_center[:, 2] > radius * np.cos(np.radians(half_angle))
+    ball.update_faces(keep)
+    ball.remove_unreferenced_vertices()
+    return ball
+
+
+def area(charts: Charts) -> float:
+    corners = charts.vertices[charts.faces]
+    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return float(cross.norm(dim=1).sum() / 2)
+
+
+def texels_hit_twice(uvs: Tensor, faces: Tensor, size: int = 1024) -> tuple[int, int]:
+    _, x, y = covered_texels(uvs[faces] * size)
+    counts = torch.bincount(y * size + x, minlength=size * size)
+    return int((counts > 1).sum()), int((counts > 0).sum())
+
+
+def test_narrow_charts_are_laid_flat_in_one_go_without_overlap() -> None:
+    charts = charts_of(cap(40), cap(50, 0.2), cap(20, 0.4))
+    layout = unwrap(charts)
+    assert (layout.split, layout.redone) == (0, 0)
+    assert layout.charts is charts
+    assert float(layout.uvs.min()) >= 0
+    assert float(layout.uvs.max()) <= 1
+    twice, covered = texels_hit_twice(layout.uvs, charts.faces)
+    assert twice == 0
+    assert covered > 0.3 * 1024**2
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [trimesh.creation.icosphere(subdivisions=4, radius=0.3), trimesh.creation.torus(0.3, 0.1)],
+    ids=["sphere", "torus"],
+)
+def test_what_folds_is_cut_until_it_does_not(mesh: trimesh.Trimesh) -> None:
+    charts = charts_of(mesh, cap(30))
+    layout = unwrap(charts)
+    assert layout.split == 1
+    assert layout.charts.count > charts.count
+    assert len(layout.charts.faces) == len(charts.faces)
+    assert area(layout.charts) == pytest.approx(area(charts), rel=1e-5)
+    source = charts.vertices[layout.charts.source]
+    assert torch.equal(source, layout.charts.vertices)
+    twice, _ = texels_hit_twice(layout.uvs, layout.charts.faces)
+    assert twice == 0
+
+
+def spiral(turns: float = 2.5, steps: int = 200) -> trimesh.Trimesh:
+    """Return a flat ramp that winds over itself: every normal looks up, and layers overlap."""
+    at = np.linspace(0, 2 * np.pi * turns, steps)
+    rise = np.linspace(0, 0.1, steps)
+    inner = np.stack([0.2 * np.cos(at), 0.2 * np.sin(at), rise], 1)
+    outer = np.stack([0.4 * np.cos(at), 0.4 * np.sin(at), rise], 1)
+    vertices = np.concatenate([inner, outer])
+    i = np.arange(steps - 1)
+    faces = np.concatenate(
+        [np.stack([i, i + steps, i + steps + 1], 1), np.stack([i, i + steps + 1, i + 1], 1)]
+    )
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def test_layers_that_no_direction_tells_apart_go_to_xatlas() -> None:
+    charts = charts_of(spiral(), cap(30))
+    layout = unwrap(charts)
+    assert layout.redone >= 1
+    assert len(layout.charts.faces) == len(charts.faces)
+    assert area(layout.charts) == pytest.approx(area(charts), rel=1e-4)
+    twice, covered = texels_hit_twice(layout.uvs, layout.charts.faces)
+    assert twice <= covered * 1e-3
+
+
+def test_texel_density_is_the_same_in_every_chart() -> None:
+    charts = charts_of(cap(15, 0.1), cap(45, 0.45))
+    layout = unwrap(charts)
+    corners = charts.vertices[charts.faces]
+    real = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(
+        dim=1
+    )
+    flat = unwrapping._areas(layout.uvs, charts.faces).abs()
+    density = [float(flat[charts.chart == c].sum() / real[charts.chart == c].sum()) for c in (0, 1)]
+    assert density[0] == pytest.approx(density[1], rel=0.05)
+
+
+def test_voxels_are_sampled_trilinearly_and_absent_ones_do_not_count() -> None:
+    side = 12
+    axis = torch.arange(side)
+    cells = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    shuffled = cells[torch.randperm(len(cells))]
+    points = torch.rand(200, 3) * (side - 2) + 1
+    grid = VoxelGrid(shuffled, shuffled + 0.5, side)
+    assert torch.allclose(grid.sample(points), points, atol=1e-5)  # linear in, linear out
+    alone = VoxelGrid(torch.tensor([[3, 4, 5]]), torch.tensor([[7.0, 8.0]]), side)
+    near_and_far = torch.tensor([[3.9, 4.1, 5.5], [9.0, 9.0, 9.0]])
+    assert torch.allclose(alone.sample(near_and_far), torch.tensor([[7.0, 8.0], [0.0, 0.0]]))
+
+
+def test_gutters_take_a_nearest_texel_and_covered_texels_stay() -> None:
+    torch.manual_seed(1)
+    covered = torch.rand(150, 90) < 0.004
+    texels = torch.randint(0, 255, (150, 90, 6), dtype=torch.uint8)
+    own = torch.arange(150 * 90).reshape(150, 90, 1)
+    filled = fill_gutters(own, covered)[..., 0]
+    assert bool(covered.reshape(-1)[filled].all())
+    y, x = torch.meshgrid(torch.arange(150), torch.arange(90), indexing="ij")
+    distance = ((filled // 90 - y) ** 2 + (filled % 90 - x) ** 2).double().sqrt().numpy()
+    exact = cv2.distanceTransform(
+        (~covered).numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
+    assert ((distance - exact) > 1e-3).mean() < 1e-3  # jump flooding's known rare misses
+    assert (distance - exact).max() < 2
+    assert torch.equal(fill_gutters(texels, covered)[covered], texels[covered])
+    assert fill_gutters(texels, torch.zeros_like(covered)) is texels
+
+
+def test_the_nearest_point_is_the_nearest() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=0.4)
+    vertices = torch.tensor(ball.vertices, dtype=torch.float32)
+    faces = torch.tensor(ball.faces, dtype=torch.int32)
+    points = torch.rand(500, 3) - 0.5
+    distances, face, weights = Surface(vertices, faces).unsigned_distance(points, return_uvw=True)
+    assert torch.allclose(distances, (points.norm(dim=1) - 0.4).abs(), atol=1e-3)
+    assert face is not None
+    assert weights is not None
+    nearest = (vertices[faces[face].long()] * weights[..., None]).sum(1)
+    assert torch.allclose((nearest - points).norm(dim=1), distances, atol=1e-6)

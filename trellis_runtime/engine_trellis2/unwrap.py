@@ -1,0 +1,370 @@
+"""UV unwrapping: charts laid flat on the GPU in one batch, packed once.
+
+Upstream finds charts on the GPU in a tenth of a second and then has xatlas find and parameterise
+tens of thousands of them again on the CPU. A chart whose normals lie in a cone is laid flat by a
+projection along the cone's axis (xatlas tries the same first, and calls it Ortho): here all charts
+at once. Where a projection folds or covers a texel twice, that chart alone is cut by the six
+directions its faces look in; what still folds goes to xatlas, which also packs them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+_STEEPEST = math.cos(math.radians(80))
+"""A face steeper than this to its chart's axis would be squeezed to a sixth of its width."""
+
+_CHECK_TEXELS = 2048**2
+_BLOCK_FACES = 131_072
+_PACK_GROUPS = 16  # xatlas works on each group in a thread of its own
+_INSIDE = 1e-3  # of a face's area: two faces that share an edge may both touch its texels
+
+
+@dataclass(frozen=True, slots=True)
+class Charts:
+    """A mesh cut into charts.
+
+    `vertices` (V, 3) float32 are a vertex once for each chart that it is in; `faces` (F, 3) int64
+    index them; `chart` (F,) int64 is each face's chart, ascending; `source` (V,) int64 is each
+    vertex's index before the cut.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    chart: Tensor
+    source: Tensor
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Charts with texture coordinates (V, 2) in 0..1, and how they came about."""
+
+    charts: Charts
+    uvs: Tensor
+    split: int  # charts that one projection could not lay flat
+    redone: int  # charts that xatlas had to lay flat
+    utilization: float  # share of the texture that charts cover
+
+
+def cut(mesh: Any, half_angle: float) -> Charts:
+    """Cut a CuMesh into charts whose normals lie in cones of `half_angle` radians."""
+    mesh.remove_degenerate_faces()
+    mesh.compute_charts(half_angle, 0, 1, 1)
+    vertices, _ = mesh.read()
+    count, _, source, faces, _, starts = mesh.read_atlas_charts()
+    sizes = (starts[1:] - starts[:-1]).long()
+    chart = torch.repeat_interleave(torch.arange(count, device=faces.device), sizes)
+    return Charts(vertices[source.long()], faces.long(), chart, source.long(), count)
+
+
+def unwrap(charts: Charts) -> Layout:
+    """Return texture coordinates for `charts`; those that xatlas had to redo are cut further."""
+    flat, refused = _lay_flat(charts, axes := mean_axes(charts))
+    split = int(refused.sum())
+    if split:
+        charts, axes = cut_by_direction(charts, axes, refused)
+        flat, refused = _lay_flat(charts, axes)
+    redone = int(refused.sum())
+    if redone:
+        charts, flat = _redo(charts, flat, refused)
+    uvs, utilization = pack(flat, charts)
+    return Layout(charts, uvs, split, redone, utilization)
+
+
+def _lay_flat(charts: Charts, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coordinates (V, 2), and (charts,) bool: where they cannot be used."""
+    flat, folded = project(charts, axes)
+    return flat, folded | covers_twice(flat, charts)
+
+
+def cut_by_direction(charts: Charts, axes: Tensor, which: Tensor) -> tuple[Charts, Tensor]:
+    """Cut the charts `which` (charts,) bool into connected parts that look along x, y or z.
+
+    All normals of a part are within 55 degrees of its axis. The other charts, and their axes
+    (charts, 3), stay. Returns the charts and their axes.
+    """
+    chosen = which[charts.chart]
+    normals = _normals(charts)[chosen]
+    axis = normals.abs().argmax(1)
+    side = normals.gather(1, axis[:, None])[:, 0] > 0
+    direction = (charts.chart[chosen] * 6 + axis * 2 + side).cpu().numpy()
+    parts = _connected(charts.faces[chosen].cpu().numpy(), direction)
+    chart = charts.chart.clone()
+    chart[chosen] = charts.count + torch.from_numpy(parts).to(chart.device)
+    made = _with_charts(charts, chart)
+    kept = int((~which).sum())
+    means = mean_axes(made)[kept:]
+    along = torch.zeros_like(means)
+    at = means.abs().argmax(1, keepdim=True)
+    along.scatter_(1, at, means.gather(1, at).sign())
+    return made, torch.cat([axes[~which], along])
+
+
+def _connected(faces: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the parts of faces (F, 3) that share an edge and a label (F,)."""
+    edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    of_face = np.repeat(np.arange(len(faces)), 3)
+    order = np.lexsort((label[of_face], edges[:, 1], edges[:, 0]))
+    edges, of_face = edges[order], of_face[order]
+    same = (edges[1:] == edges[:-1]).all(1) & (label[of_face[1:]] == label[of_face[:-1]])
+    pairs = of_face[:-1][same], of_face[1:][same]
+    graph = coo_array((np.ones(len(pairs[0]), np.int8), pairs), (len(faces), len(faces)))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def _with_charts(charts: Charts, chart: Tensor) -> Charts:
+    """Return the same faces in other charts; `chart` (F,) may have gaps and any order."""
+    _, chart = chart.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    chart, order = chart.sort(stable=True)
+    faces = charts.faces[order]
+    key = chart[:, None] * len(charts.vertices) + faces
+    keys, local = key.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    old = keys % len(charts.vertices)
+    return Charts(charts.vertices[old], local, chart, charts.source[old], int(chart[-1]) + 1)
+
+
+def mean_axes(charts: Charts) -> Tensor:
+    """Return each chart's mean normal (charts, 3), weighted by area."""
+    return torch.nn.functional.normalize(_sum_by_chart(_normals(charts), charts), dim=1)
+
+
+def project(charts: Charts, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay each chart flat along its axis (charts, 3), with its surface area kept.
+
+    Returns coordinates (V, 2) in the mesh's units, and (charts,) bool: where a face came out
+    folded over or all but edge-on.
+    """
+    normals = _normals(charts)
+    tangents, bitangents = _basis(axes)
+    of_vertex = _chart_of_vertex(charts)
+    flat = torch.stack(
+        [
+            (charts.vertices * tangents[of_vertex]).sum(1),
+            (charts.vertices * bitangents[of_vertex]).sum(1),
+        ],
+        dim=1,
+    )
+    areas = normals.norm(dim=1)
+    along = (normals * axes[charts.chart]).sum(1)
+    steep = along < _STEEPEST * areas
+    folded = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
+    folded[charts.chart[steep & (areas > 0)]] = True
+    whole = _sum_by_chart(areas[:, None], charts)[:, 0]
+    shown = _sum_by_chart(along[:, None], charts)[:, 0]
+    growth = (whole / shown.clamp(min=1e-12)).clamp(1.0, 10.0).sqrt()
+    return flat * growth[of_vertex, None], folded
+
+
+def covers_twice(flat: Tensor, charts: Charts) -> Tensor:
+    """Return, (charts,) bool, which charts cover a texel with two faces.
+
+    Texels are those of a texture of 2048 x 2048 that the charts would fill.
+    """
+    area = _areas(flat, charts.faces).abs().sum()
+    texels = flat * (_CHECK_TEXELS / area.clamp(min=1e-12)).sqrt()
+    low, high = _bounds(texels, charts)
+    origin = low.floor()
+    width, height = ((high - origin).floor().long() + 1).unbind(1)
+    starts = torch.cumsum(width * height, 0) - width * height
+    hits = torch.zeros(int((width * height).sum()), dtype=torch.int32, device=flat.device)
+    owner = torch.repeat_interleave(torch.arange(charts.count, device=flat.device), width * height)
+    for begin in range(0, len(charts.faces), _BLOCK_FACES):
+        part = slice(begin, begin + _BLOCK_FACES)
+        chart = charts.chart[part]
+        corners = texels[charts.faces[part]] - origin[chart][:, None]
+        face, x, y = covered_texels(corners)
+        at = starts[chart[face]] + y * width[chart[face]] + x
+        hits.index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
+    twice = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
+    twice[owner[hits > 1]] = True
+    return twice
+
+
+def pack(flat: Tensor, charts: Charts) -> tuple[Tensor, float]:
+    """Pack charts into one texture; returns coordinates (V, 2) in 0..1 and the covered share."""
+    import xatlas
+
+    area = float(_areas(flat, charts.faces).abs().sum())
+    # xatlas drops faces under 1e-7 square units: texels of a 1024 texture are its measure.
+    texels = (flat * (1024 / math.sqrt(max(area, 1e-12)))).cpu().numpy().astype(np.float32)
+    faces, chart = charts.faces.cpu().numpy(), charts.chart.cpu().numpy().astype(np.uint32)
+    atlas = xatlas.Atlas()
+    groups = list(_groups(faces, chart, charts.count))
+    for vertices, local, materials in groups:
+        atlas.add_uv_mesh(texels[vertices], local, materials)
+    options = xatlas.PackOptions()
+    options.bilinear = True
+    atlas.generate(pack_options=options)
+    uvs = np.zeros_like(texels)
+    for number, (vertices, _, _) in enumerate(groups):
+        source, _, placed = atlas.get_mesh(number)
+        uvs[vertices[source]] = placed
+    return torch.from_numpy(uvs).to(flat.device), float(atlas.utilization)
+
+
+def _groups(
+    faces: NDArray[np.int64], chart: NDArray[np.uint32], count: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32]]]:
+    """Yield runs of whole charts as (vertices, faces into them, charts)."""
+    limits = np.searchsorted(chart, np.linspace(0, count, _PACK_GROUPS + 1).astype(np.int64))
+    for begin, end in pairwise(limits):
+        if end > begin:
+            vertices, local = np.unique(faces[begin:end], return_inverse=True)
+            yield vertices, local.reshape(-1, 3).astype(np.uint32), chart[begin:end, None]
+
+
+def _redo(charts: Charts, flat: Tensor, refused: Tensor) -> tuple[Charts, Tensor]:
+    """Have xatlas cut and lay flat the refused charts; the others stay as they are."""
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    bad = refused[charts.chart]
+    parts = []
+    faces, chart = charts.faces[bad].cpu().numpy(), charts.chart[bad].cpu().numpy()
+    positions = charts.vertices.cpu().numpy()
+    for begin, end in _runs(chart):
+        vertices, local = np.unique(faces[begin:end], return_inverse=True)
+        atlas.add_mesh(positions[vertices], local.reshape(-1, 3).astype(np.uint32))
+        parts.append(vertices)
+    atlas.generate()
+    made = [_keep(charts, flat, ~bad)]
+    for number, vertices in enumerate(parts):
+        made.extend(_read(atlas, number, vertices, charts))
+    return _joined(made)
+
+
+def _runs(chart: NDArray[np.int64]) -> list[tuple[int, int]]:
+    cuts = np.flatnonzero(np.diff(chart)) + 1
+    limits = [0, *cuts.tolist(), len(chart)]
+    return list(pairwise(limits))
+
+
+_Piece = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # vertices, faces, chart, source, flat
+
+
+def _keep(charts: Charts, flat: Tensor, faces: Tensor) -> _Piece:
+    used, local = charts.faces[faces].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    _, chart = charts.chart[faces].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return charts.vertices[used], local, chart, charts.source[used], flat[used]
+
+
+def _read(atlas: Any, number: int, vertices: NDArray[np.int64], charts: Charts) -> list[_Piece]:
+    """Return one mesh of `atlas` as a piece, its coordinates scaled to the surface's own area."""
+    source, faces, uvs = atlas.get_mesh(number)
+    if len(faces) == 0:
+        return []
+    device = charts.vertices.device
+    of_vertex = np.asarray(atlas.get_mesh_vertex_assignment(number)[1]).astype(np.int64)
+    numbers, chart = np.unique(of_vertex[faces[:, 0]], return_inverse=True)
+    order = np.argsort(chart, kind="stable")
+    at = torch.from_numpy(vertices[source.astype(np.int64)]).to(device)
+    local = torch.from_numpy(faces.astype(np.int64)[order]).to(device)
+    flat = torch.from_numpy(uvs * [atlas.width, atlas.height]).float().to(device)
+    positions = charts.vertices[at]
+    piece = Charts(positions, local, torch.from_numpy(chart[order]).to(device), at, len(numbers))
+    corners = positions[local]
+    real = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    wanted = _sum_by_chart(real.norm(dim=1, keepdim=True) / 2, piece)[:, 0]
+    have = _sum_by_chart(_areas(flat, local).abs()[:, None], piece)[:, 0]
+    scale = (wanted / have.clamp(min=1e-12)).sqrt()
+    flat = flat * scale[_chart_of_vertex(piece), None]
+    return [(positions, local, piece.chart, charts.source[at], flat)]
+
+
+def _joined(pieces: list[_Piece]) -> tuple[Charts, Tensor]:
+    vertices, faces, chart, source, flat = [], [], [], [], []
+    before = count = 0
+    for piece in pieces:
+        if len(piece[1]) == 0:
+            continue
+        vertices.append(piece[0])
+        faces.append(piece[1] + before)
+        chart.append(piece[2] + count)
+        source.append(piece[3])
+        flat.append(piece[4])
+        before += len(piece[0])
+        count += int(piece[2].max()) + 1
+    charts = Charts(
+        torch.cat(vertices), torch.cat(faces), torch.cat(chart), torch.cat(source), count
+    )
+    return charts, torch.cat(flat)
+
+
+def _basis(axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two unit vectors (N, 3) square to each axis and to each other.
+
+    Duff et al., Building an Orthonormal Basis, Revisited (JCGT 2017).
+    """
+    x, y, z = axes.unbind(1)
+    sign = torch.where(z >= 0, 1.0, -1.0)
+    a = -1.0 / (sign + z)
+    b = x * y * a
+    first = torch.stack([1.0 + sign * x * x * a, sign * b, -sign * x], dim=1)
+    return first, torch.stack([b, sign + y * y * a, -y], dim=1)
+
+
+def covered_texels(corners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which texel centres lie inside faces (F, 3, 2): face, x and y, each (N,) int64."""
+    low = (corners.amin(1) - 0.5).ceil().long().clamp(min=0)
+    size = ((corners.amax(1) - 0.5).floor().long() - low + 1).clamp(min=0)
+    number = size[:, 0] * size[:, 1]
+    face = torch.repeat_interleave(torch.arange(len(corners), device=corners.device), number)
+    within = torch.arange(len(face), device=face.device) - (number.cumsum(0) - number)[face]
+    x = low[face, 0] + within % size[face, 0].clamp(min=1)
+    y = low[face, 1] + within // size[face, 0].clamp(min=1)
+    point = torch.stack([x, y], dim=1) + 0.5
+    a, b, c = corners[face].unbind(1)
+    whole = _cross(b - a, c - a)
+    sides = torch.stack(
+        [_cross(b - a, point - a), _cross(c - b, point - b), _cross(a - c, point - c)]
+    )
+    inside = (sides * whole.sign() > _INSIDE * whole.abs()).all(0)
+    return face[inside], x[inside], y[inside]
+
+
+def _normals(charts: Charts) -> Tensor:
+    """Return faces' normals (F, 3), twice their areas long."""
+    a, b, c = charts.vertices[charts.faces].unbind(1)
+    return torch.linalg.cross(b - a, c - a)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+def _areas(flat: Tensor, faces: Tensor) -> Tensor:
+    a, b, c = flat[faces].unbind(1)
+    return _cross(b - a, c - a) / 2
+
+
+def _sum_by_chart(values: Tensor, charts: Charts) -> Tensor:
+    sums = torch.zeros((charts.count, values.shape[1]), dtype=values.dtype, device=values.device)
+    return sums.index_add_(0, charts.chart, values)
+
+
+def _chart_of_vertex(charts: Charts) -> Tensor:
+    of_vertex = torch.zeros(len(charts.vertices), dtype=torch.int64, device=charts.faces.device)
+    of_vertex[charts.faces.reshape(-1)] = charts.chart.repeat_interleave(3)
+    return of_vertex
+
+
+def _bounds(points: Tensor, charts: Charts) -> tuple[Tensor, Tensor]:
+    at = _chart_of_vertex(charts)[:, None].expand(-1, 2)
+    low = torch.full((charts.count, 2), torch.inf, device=points.device)
+    low = low.scatter_reduce(0, at, points, "amin")
+    high = torch.full((charts.count, 2), -torch.inf, device=points.device)
+    high = high.scatter_reduce(0, at, points, "amax")
+    empty = torch.isinf(low)
+    return low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
