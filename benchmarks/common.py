@@ -1,0 +1,123 @@
+"""What the GPU suites share: a loaded engine, a picture, and rows that are shown and kept."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from trellis_runtime.engine_trellis2.bake import Decoded
+from trellis_runtime.engine_trellis2.engine import Trellis2Engine
+from trellis_runtime.plan import Plan
+from trellis_runtime.schema import parse_request
+from trellis_runtime.settings import Settings
+from trellis_runtime.worker import Worker
+
+
+def photo() -> Image.Image:
+    """Return a picture with alpha; with random weights its content only has to be there."""
+    picture = Image.new("RGBA", (768, 768), (200, 60, 30, 0))
+    ImageDraw.Draw(picture).ellipse([150, 150, 620, 620], fill=(200, 60, 30, 255))
+    return picture
+
+
+def as_base64(picture: Image.Image) -> str:
+    """Return the picture as a job carries it."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def plan_for(resolution: int, **wishes: Any) -> Plan:
+    """Return the plan that a job's input of these wishes comes to."""
+    request = parse_request({"image": as_base64(photo()), "resolution": resolution, **wishes})
+    return Plan.as_asked(request, seed=1)
+
+
+def decoded_from(mesh: Any, resolution: int) -> Decoded:
+    """Turn upstream's mesh with voxels into what our bake takes."""
+    return Decoded(
+        mesh.vertices.float().cpu(),
+        mesh.faces.int().cpu(),
+        mesh.coords.int().cpu(),
+        mesh.attrs.float().cpu(),
+        resolution,
+    )
+
+
+@dataclass(slots=True)
+class Bench:
+    """One suite's run."""
+
+    suite: str
+    worker: Worker
+    out: Path
+    warm: bool = True
+    picture: Image.Image = field(default_factory=photo)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, suite: str, models: Path, out: Path) -> Bench:
+        """Load the engine on synthetic weights; the shape drives its structure."""
+        environment = dict(os.environ) | {
+            "TRELLIS2_ENGINE": "trellis2",
+            "TRELLIS2_MODEL_DIR": str(models),
+            "TRELLIS2_REHEARSAL": "1",
+            "TRELLIS2_OUTPUT_DIR": str(out / "jobs"),
+            "TRELLIS2_MIN_FREE_DISK_GB": "0.1",
+        }
+        started = time.perf_counter()
+        bench = cls(suite, Worker.start(Settings.from_env(environment)), out)
+        bench.note("start", {"seconds": round(time.perf_counter() - started, 1)})
+        bench.note("init", bench.worker.init)
+        return bench
+
+    @property
+    def engine(self) -> Trellis2Engine:
+        engine = self.worker.engine
+        assert isinstance(engine, Trellis2Engine)
+        return engine
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        return np.asarray(self.picture)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Show and keep rows as they come: a run that dies leaves what it had."""
+        for row in rows:
+            self.rows.append(row)
+            print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+            self.save()
+
+    def note(self, name: str, value: Any) -> None:
+        self.notes[name] = value
+        print(f"# {name}: {value}", flush=True)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "suite": self.suite,
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": self.engine.info().versions | {"python": sys.version.split()[0]},
+            "card": torch.cuda.get_device_name(),
+            "attention": self.engine.info().attention,
+            "weights": "synthetic, true architecture; rehearsal shape",
+            "notes": self.notes,
+            "rows": self.rows,
+        }
+
+    def save(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / f"{self.suite}.json").write_text(json.dumps(self.report(), indent=1))

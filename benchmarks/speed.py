@@ -1,0 +1,223 @@
+"""Suite `speed`: upstream and ours, one after the other in one process on the same models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import quality
+from benchmarks.common import Bench, decoded_from, plan_for
+from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
+from trellis_runtime.engine_trellis2 import bake as baking
+from trellis_runtime.engine_trellis2 import unwrap as unwrapping
+from trellis_runtime.engine_trellis2.flow import FastFlow
+from trellis_runtime.pipeline import export
+from trellis_runtime.plan import ENGINE_STAGES, Stage
+from trellis_runtime.telemetry import JobScope
+
+# Floating-point operations of a forward pass per token: 2 x the weights that it meets, and 4 x C
+# for each token of its own sequence and of the picture's (FlashAttention paper's count).
+_BLOCKS, _CHANNELS, _CONTEXT = 30, 1536, 1024
+_WEIGHTS_PER_BLOCK = 39.3e6
+_PARTS: tuple[tuple[Any, dict[str, str]], ...] = (
+    (
+        baking,
+        {
+            "cut": "cut",
+            "unwrap": "unwrap",
+            "_remeshed": "remesh and simplify",
+            "_simplify": "simplify",
+            "_rasterize": "rasterize",
+            "fill_gutters": "gutters",
+            "Surface": "surface",
+            "_to_gltf_axes": "axes",
+            "_unit": "unit",
+        },
+    ),
+    (baking.Sampler, {"__call__": "sample", "__init__": "sampler"}),
+    (
+        unwrapping,
+        {
+            "pack": "of unwrap: pack",
+            "_redo": "xatlas",
+            "cut_by_direction": "split",
+            "covers_twice": "check",
+        },
+    ),
+)
+
+
+def ceilings() -> dict[str, float]:
+    """Measure what this card reaches: a bf16 product in TFLOP/s, a copy in TB/s."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product = 2 * 8192**3 / _seconds(lambda: a @ b) / 1e12
+    source = torch.empty(2**32, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy = 2 * 2**32 / _seconds(lambda: target.copy_(source)) / 1e12
+    return {"bf16_tflops": round(product, 1), "copy_tb_s": round(copy, 3)}
+
+
+def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
+    """Compare one forward pass of a flow model, with and without a condition."""
+    pipeline, residency, _ = bench.engine.parts()
+    name = "shape_slat_flow_model_1024"
+    residency.place(name)
+    model: Any = pipeline.modules[name]
+    fast = FastFlow(model)
+    for tokens, length, side in ((2632, 1029, 32), (10622, 4101, 64), (23904, 4101, 96)):
+        x = _random_tokens(pipeline, tokens, side)
+        time_at = torch.tensor([700.0], device="cuda")
+        cond = torch.randn(1, length, _CONTEXT, device="cuda")
+        for kind, context in (("guided", cond), ("unconditional", torch.zeros_like(cond))):
+            with torch.no_grad():
+                theirs = model(x, time_at, context).feats
+                ours = fast(x, time_at, context).feats
+                upstream_s = _seconds(partial(model, x, time_at, context))
+                ours_s = _seconds(partial(fast, x, time_at, context))
+            work = _work(tokens, length if kind == "guided" else 0)
+            yield {
+                "case": f"flow pass, {tokens} tokens, {kind}",
+                "upstream_s": round(upstream_s, 5),
+                "ours_s": round(ours_s, 5),
+                "ratio": round(upstream_s / ours_s, 2),
+                "share_of_ceiling": round(work / ours_s / 1e12 / tflops, 3),
+                "difference": f"relative error {_relative(ours, theirs):.1e}",
+            }
+        fast.forget()
+
+
+def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[dict[str, Any]]:
+    """Compare image to mesh, stage by stage; leaves upstream's mesh in `keep`."""
+    with upstream_as_it_is(bench.engine, low_vram=False) as inner:
+        if bench.warm:
+            image_to_mesh(inner, bench.picture, resolution)
+        mesh, theirs = image_to_mesh(inner, bench.picture, resolution)
+    keep[resolution] = mesh
+    for _ in range(2 if bench.warm else 1):
+        ours, generation = run_stages(bench, resolution)
+    decoded = generation._made.decoded  # the benchmark reads what the next stage would
+    counts = (
+        f"faces {len(mesh.faces)} and {len(decoded.faces)}, "
+        f"voxels {len(mesh.coords)} and {len(decoded.coords)}"
+    )
+    generation.close()
+    for stage in ("condition", "structure", "shape", "texture", "decode"):
+        yield _row(f"{resolution} {stage}", theirs.get(stage), ours[stage], "")
+    yield _row(f"{resolution} image to mesh", theirs["image to mesh"], sum(ours.values()), counts)
+
+
+def run_stages(bench: Bench, resolution: int) -> tuple[dict[str, float], Any]:
+    """Run our stages up to decode; returns seconds and the generation, still open."""
+    scope = JobScope("bench")
+    generation = bench.engine.begin(bench.image, plan := plan_for(resolution))
+    for stage in ENGINE_STAGES[: ENGINE_STAGES.index(Stage.BAKE)]:
+        with scope.stage(stage):
+            generation.run(stage, plan, scope)
+    return dict(scope.timings), generation
+
+
+def glb_rows(mesh: Any, resolution: int, target: int, texture: int) -> Iterator[dict[str, Any]]:
+    """Compare mesh to GLB on upstream's mesh, with the quality of both."""
+    import cumesh
+
+    names = {"uv_unwrap": "of it unwrap", "simplify": "of it simplify"}
+    case = f"{resolution} mesh to GLB, {target // 1000}k faces, texture {texture}"
+    with stage_seconds(cumesh.CuMesh, names) as parts:
+        made, data, theirs = mesh_to_glb(mesh, target, texture)
+    decoded = decoded_from(mesh, resolution)
+    plan = plan_for(resolution, decimation_target=target, texture_size=texture)
+    for _ in range(2):
+        asset, encoded, ours, inner = our_glb(decoded, plan)
+    sampler = quality.voxel_sampler(decoded)
+    first, second = quality.from_upstream(made), quality.from_asset(asset)
+    yield _row(f"{case}: bake", theirs["bake"], ours["bake"], f"{parts} / {inner}")
+    yield _row(
+        f"{case}: export",
+        theirs["export"],
+        ours["export"],
+        f"{len(data) / 1e6:.1f} MB and {len(encoded) / 1e6:.1f} MB",
+    )
+    yield _row(
+        case,
+        sum(theirs.values()),
+        sum(ours.values()),
+        f"upstream {quality.report(first, sampler)}; ours "
+        f"{quality.report(second, sampler)}; faces {len(first.faces)} and "
+        f"{len(second.faces)}; Chamfer {quality.chamfer(first, second):.1e}",
+    )
+
+
+def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict[str, float]]:
+    """Bake and export as the worker does; returns seconds, and those of the bake's parts."""
+    scope = JobScope("bench")
+    with ExitStack() as stack:
+        parts = [stack.enter_context(stage_seconds(owner, names)) for owner, names in _PARTS]
+        stack.enter_context(scope.stage(Stage.BAKE))
+        stack.enter_context(torch.no_grad())
+        asset = baking.bake(decoded, plan, scope)
+        torch.cuda.synchronize()
+    with scope.stage(Stage.EXPORT):
+        encoded, _ = export(asset, "webp", {})
+    inner = {name: round(seconds, 2) for part in parts for name, seconds in part.items()}
+    return asset, encoded.data, dict(scope.timings), inner
+
+
+def _row(case: str, upstream_s: float | None, ours_s: float, difference: str) -> dict[str, Any]:
+    return {
+        "case": case,
+        "upstream_s": None if upstream_s is None else round(upstream_s, 3),
+        "ours_s": round(ours_s, 3),
+        "ratio": None if upstream_s is None else round(upstream_s / ours_s, 2),
+        "share_of_ceiling": None,
+        "difference": difference,
+    }
+
+
+def _work(tokens: int, context: int) -> float:
+    attention = 4 * tokens * (tokens + context) * _CHANNELS
+    return _BLOCKS * (2 * _WEIGHTS_PER_BLOCK * tokens + attention)
+
+
+def _random_tokens(pipeline: Any, tokens: int, side: int) -> Any:
+    cells = torch.randperm(side**3, device="cuda")[:tokens].sort().values
+    parts = [cells * 0, cells // side // side, cells // side % side, cells % side]
+    feats = torch.randn(tokens, 32, device="cuda")
+    return pipeline.sparse_tensor(feats, torch.stack(parts, 1).int())
+
+
+def _seconds(call: Any, runs: int = 5) -> float:
+    """Return the median of `runs`, after two to warm up, by the device's own clock."""
+    measured = []
+    for number in range(runs + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        if number >= 2:
+            measured.append(start.elapsed_time(end) / 1000)
+    return sorted(measured)[runs // 2]
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def run(bench: Bench, resolutions: list[int], glbs: list[tuple[int, int, int]]) -> None:
+    """Run the suite; each row is shown and kept as soon as it is there."""
+    measured = ceilings()
+    bench.note("ceilings", measured)
+    bench.add(flow_rows(bench, measured["bf16_tflops"]))
+    meshes: dict[int, Any] = {}
+    for resolution in resolutions:
+        bench.add(mesh_rows(bench, resolution, meshes))
+    for resolution, target, texture in glbs:
+        started = time.perf_counter()
+        bench.add(glb_rows(meshes[resolution], resolution, target, texture))
+        bench.note("took", {"seconds": round(time.perf_counter() - started, 1)})
