@@ -5,10 +5,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run show test check format bench soak fuzz docs image clean
+.PHONY: help run show test check format bench bench-gpu soak fuzz docs image clean
 
 help: ## list the verbs
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/base: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -41,6 +41,9 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 
 docs: $(VENV)/base ## rewrite the files in docs/ that are made from code
 	$(PY) builder/write_docs.py
+
+bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE=speed)
+	python3 -m benchmarks.gpu $(or $(SUITE),speed) --models $(MODELS) $(ARGS)
 
 bench: $(VENV)/base ## time each stage of the embedded engine; the last line is JSON
 	$(PY) -m trellis_runtime bench $(ARGS)

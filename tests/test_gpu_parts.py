@@ -16,7 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trellis_runtime.engine_trellis2 import attention, upstream, vram
-from trellis_runtime.engine_trellis2.checkpoints import ModelFiles, find_pipeline, load_model
+from trellis_runtime.engine_trellis2.checkpoints import (
+    ModelFiles,
+    build_models,
+    fill_models,
+    find_pipeline,
+)
 from trellis_runtime.engine_trellis2.engine import Trellis2Engine, Trellis2Generation
 from trellis_runtime.engine_trellis2.residency import Residency
 from trellis_runtime.engine_trellis2.rows import chunked_rows
@@ -27,6 +32,12 @@ from trellis_runtime.settings import Trellis2
 from trellis_runtime.telemetry import JobScope
 
 torch.manual_seed(0)
+
+
+def load_models(
+    files: list[ModelFiles], classes: Callable[[str], Any], device: str
+) -> dict[str, nn.Module]:
+    return fill_models(files, build_models(files, classes), device)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +167,7 @@ def classes(name: str) -> type[Tiny]:
 
 def test_a_checkpoint_is_loaded_to_the_bit_with_nothing_left_unset(tmp_path: Path) -> None:
     files, original = write(tmp_path)
-    loaded = load_model(files, classes, "cpu")
+    loaded = load_models([files], classes, "cpu")[files.name]
     for name, tensor in original.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
         assert loaded.state_dict()[name].dtype == tensor.dtype
@@ -167,7 +178,7 @@ def test_a_checkpoint_is_loaded_to_the_bit_with_nothing_left_unset(tmp_path: Pat
 def test_building_costs_no_memory_and_draws_no_random_numbers(tmp_path: Path) -> None:
     files, _ = write(tmp_path)
     state = torch.get_rng_state()
-    load_model(files, classes, "cpu")
+    load_models([files], classes, "cpu")
     assert nn.Module.register_parameter.__name__ == "register_parameter"
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -175,7 +186,8 @@ def test_building_costs_no_memory_and_draws_no_random_numbers(tmp_path: Path) ->
 def test_other_dtypes_in_the_file_become_the_models(tmp_path: Path) -> None:
     files, _ = write(tmp_path, change=lambda s: s.update({n: t.float() for n, t in s.items()}))
     assert (
-        load_model(files, classes, "cpu").get_parameter("blocks.0.weight").dtype == torch.bfloat16
+        load_models([files], classes, "cpu")[files.name].get_parameter("blocks.0.weight").dtype
+        == torch.bfloat16
     )
 
 
@@ -192,7 +204,7 @@ def test_any_difference_stops_the_start_with_the_files_name(
 ) -> None:
     files, _ = write(tmp_path, change=change)
     with pytest.raises(SetupFailed, match=words) as caught:
-        load_model(files, classes, "cpu")
+        load_models([files], classes, "cpu")
     assert "tiny.safetensors" in caught.value.message
 
 
@@ -200,7 +212,7 @@ def test_a_damaged_file_stops_the_start(tmp_path: Path) -> None:
     files, _ = write(tmp_path)
     files.weights.write_bytes(files.weights.read_bytes()[:-40])
     with pytest.raises(SetupFailed, match="tiny.safetensors is damaged"):
-        load_model(files, classes, "cpu")
+        load_models([files], classes, "cpu")
 
 
 def test_a_pipeline_folder_is_found_or_its_first_gap_named(tmp_path: Path) -> None:

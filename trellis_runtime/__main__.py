@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from trellis_runtime import __version__, bench, check, stats
+from trellis_runtime import __version__, bench, check, cold_start, stats
 from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.plan import RUNGS
 from trellis_runtime.schema import (
@@ -81,9 +81,23 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--json", action="store_true", help="print the figures as JSON")
     summary.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
     summary.set_defaults(run=_stats)
-    bencher = commands.add_parser("bench", help="time each stage; the last line is JSON")
-    bencher.add_argument("--runs", type=int, default=3, help="counted runs of each preset")
+    bencher = commands.add_parser("bench", help="time jobs or starts; the last line is JSON")
+    bencher.add_argument(
+        "what",
+        nargs="?",
+        choices=("jobs", "cold-start"),
+        default="jobs",
+        help="jobs: each stage of each preset; cold-start: fresh processes, the first preset",
+    )
+    bencher.add_argument("--runs", type=int, default=3, help="counted runs of each case")
     bencher.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=list(PRESETS))
+    bencher.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    bencher.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("output/cold-start.svg"),
+        help="where cold-start draws its phases",
+    )
     bencher.add_argument("--image", type=Path, help="a picture; by default test_input.json's")
     bencher.set_defaults(run=_bench)
     return parser
@@ -199,6 +213,8 @@ def _local_path(url: str) -> Path:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.what == "cold-start":
+        return _bench_cold_start(args)
     if args.image:
         image = base64.b64encode(args.image.read_bytes()).decode()
     else:
@@ -211,6 +227,18 @@ def _bench(args: argparse.Namespace) -> int:
         worker = Worker.start(settings.model_copy(update={"delivery": delivery, "logging": quiet}))
         bench.run_bench(_out, worker, image, args.presets, max(1, args.runs))
         worker.close()
+    return 0
+
+
+def _bench_cold_start(args: argparse.Namespace) -> int:
+    if args.child:
+        sys.stdout.write(json.dumps(cold_start.child(args.presets[0])) + "\n")
+        return 0
+    cases = cold_start.cases_for(Settings.from_env())
+    report = cold_start.run_cold_start(
+        _out, cases, max(1, args.runs), args.presets[0], args.picture
+    )
+    _out.print(json.dumps(report), soft_wrap=True, highlight=False, markup=False)
     return 0
 
 

@@ -122,6 +122,19 @@ class Bucket(_Slice):
         return self.endpoint_url is not None
 
 
+class Start(_Slice):
+    """What happens before the first job."""
+
+    preload: bool = Field(
+        True, description="1: load the engine before taking jobs; 0: with the first job."
+    )
+    warm_up: Literal["off", "512", "1024"] = Field(
+        "off",
+        description="Run one generation at this resolution before taking jobs, its result thrown "
+        "away; it must end within the platform's time for starting.",
+    )
+
+
 class Embedded(_Slice):
     """The engine that needs no GPU and no weights."""
 
@@ -157,6 +170,14 @@ class Trellis2(_Slice):
     flow: Literal["fast", "upstream"] = Field(
         "fast",
         description="fast: the flow models' formula on plain tensors; upstream: its own modules.",
+    )
+    kernel_cache_dir: Path = Field(
+        Path("~/.cache/trellis2-kernels"),
+        description="Folder where compiled kernels and tuning results are kept for the next "
+        "process; a network volume serves all workers.",
+    )
+    kernel_seed_dir: Path | None = Field(
+        None, description="Folder of such results that came with the image; only read."
     )
     rehearsal: bool = Field(
         False,
@@ -199,6 +220,7 @@ class Settings(_Slice):
     jobs: JobLimits = JobLimits()
     delivery: Delivery = Delivery()
     bucket: Bucket = Bucket()
+    start: Start = Start()
     trellis2: Trellis2 = Trellis2()
     embedded: Embedded = Embedded()
     logging: Logging = Logging()
@@ -251,11 +273,15 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "BUCKET_PUBLIC_BASE_URL": ("bucket", "public_base_url"),
     "BUCKET_TIMEOUT_S": ("bucket", "timeout_s"),
     "BUCKET_MAX_ATTEMPTS": ("bucket", "max_attempts"),
+    "TRELLIS2_PRELOAD": ("start", "preload"),
+    "TRELLIS2_WARM_UP": ("start", "warm_up"),
     "TRELLIS2_MODEL_DIR": ("trellis2", "model_dir"),
     "TRELLIS2_DINOV3_DIR": ("trellis2", "dinov3_dir"),
     "TRELLIS2_REMBG_DIR": ("trellis2", "rembg_dir"),
     "TRELLIS2_PLACEMENT": ("trellis2", "placement"),
     "TRELLIS2_FLOW": ("trellis2", "flow"),
+    "TRELLIS2_KERNEL_CACHE_DIR": ("trellis2", "kernel_cache_dir"),
+    "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
     "TRELLIS2_LOG_LEVEL": ("logging", "level"),

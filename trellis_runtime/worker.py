@@ -25,11 +25,13 @@ from trellis_runtime.delivery import Delivery, require_answer_fits
 from trellis_runtime.engine import Engine
 from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
 from trellis_runtime.pipeline import Pipeline
+from trellis_runtime.readahead import ReadAhead
 from trellis_runtime.s3 import require_bucket
 from trellis_runtime.schema import MAX_SEED, GenerationRequest, GenerationResult, parse_request
 from trellis_runtime.settings import Settings
 from trellis_runtime.storage import free_bytes, sweep_partial
 from trellis_runtime.telemetry import Deadline, JobScope, configure_logging, logger
+from trellis_runtime.warmup import warm_up
 
 Notify = Callable[[dict[str, Any]], None]
 """Sends one progress update of a job; it may block, and is called from a thread of its own."""
@@ -49,6 +51,8 @@ class Worker:
     init: dict[str, float]
     admission: Admission
     _threads: ThreadPoolExecutor
+    _loading: threading.Lock = field(default_factory=threading.Lock)
+    _loaded: bool = False
     _on_defunct: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
@@ -61,20 +65,41 @@ class Worker:
         configure_logging(settings.logging.level, settings.logging.format)
         init = {"imports": _process_age()}
         swept = sweep_partial(settings.delivery.output_dir)
+        reading = _read_ahead(settings)
         engine = engine or build_engine(settings)
-        engine.load(lambda phase, seconds: init.__setitem__(phase, round(seconds, 3)))
-        init["ready"] = _process_age()
         admission = Admission(settings.jobs, settings.delivery.output_dir)
-        admission.open()
         threads = ThreadPoolExecutor(settings.jobs.max_concurrent, thread_name_prefix="generate")
+        worker = cls(settings, engine, init, admission, threads)
+        if settings.start.preload:
+            worker._ensure_loaded()
+        if reading is not None:
+            init |= {"read": round(reading.seconds, 3), "read_gb": round(reading.bytes / 1e9, 3)}
+        init["ready"] = _process_age()
+        admission.open()
         logger().info(
             "worker_ready",
             engine=engine.info().name,
             worker_version=__version__,
+            preloaded=settings.start.preload,
             swept_files=swept,
             **{f"init_{phase}_s": seconds for phase, seconds in init.items()},
         )
-        return cls(settings, engine, init, admission, threads)
+        return worker
+
+    def _ensure_loaded(self) -> None:
+        """Load the engine, and warm it up when asked to, unless that is done."""
+        with self._loading:
+            if self._loaded:
+                return
+            self.engine.load(self._note_phase)
+            if self.settings.start.warm_up != "off":
+                started = time.perf_counter()
+                warm_up(self.engine, int(self.settings.start.warm_up))
+                self._note_phase("warm_up", time.perf_counter() - started)
+            self._loaded = True
+
+    def _note_phase(self, phase: str, seconds: float) -> None:
+        self.init[phase] = round(seconds, 3)
 
     def require_fit(self) -> None:
         """The start-up check: raises `SetupFailed` for a worker that must not take jobs."""
@@ -144,6 +169,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Run one generation on its thread, and tell the log how it ended."""
         started = time.perf_counter()
+        self._ensure_loaded()
         delivery = Delivery(self.settings, scope.job_id or "local", job.get("s3Config"))
         pipeline = Pipeline(self.engine, self.settings.image, self.settings.fetch, self.init)
         seed = request.seed if request.seed is not None else draw_seed(scope.job_id)
@@ -199,6 +225,17 @@ class Worker:
         }
 
 
+def _read_ahead(settings: Settings) -> ReadAhead | None:
+    """Begin to read the models, before the imports that take as long."""
+    wanted = (
+        settings.trellis2.model_dir,
+        settings.trellis2.dinov3_dir,
+        settings.trellis2.rembg_dir,
+    )
+    folders = [folder for folder in wanted if folder is not None and folder.is_dir()]
+    return ReadAhead(folders) if folders and settings.start.preload else None
+
+
 def build_engine(settings: Settings) -> Engine:
     """Return the engine that the settings ask for; it is not loaded yet."""
     choice = settings.engine
@@ -207,6 +244,11 @@ def build_engine(settings: Settings) -> Engine:
         choice = "trellis2" if has_gpu_engine else "embedded"
         logger().info("engine_chosen", engine=choice, reason="TRELLIS2_ENGINE is auto")
     # The lazy imports of the package: the rest runs on a machine without torch.
+    if choice == "trellis2" and settings.jobs.max_concurrent > 1:
+        raise SetupFailed(
+            f"MAX_CONCURRENT_GENERATIONS is {settings.jobs.max_concurrent}; the trellis2 engine "
+            "runs one generation at a time, as the card's memory and random state are shared"
+        )
     if choice == "embedded":
         from trellis_runtime.engine_embedded import EmbeddedEngine
 

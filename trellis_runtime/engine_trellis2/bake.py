@@ -9,6 +9,7 @@ filled with the nearest texel, and colours can go to the vertices instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -201,11 +202,19 @@ def _with_textures(mesh: Any, sampler: Sampler, plan: Plan, scope: JobScope) -> 
     )
 
 
+@cache
+def _raster_context() -> Any:
+    """Return the process's one context: what each job's own left behind was never given back."""
+    import nvdiffrast.torch as dr
+
+    return dr.RasterizeCudaContext()
+
+
 def _rasterize(vertices: Tensor, faces: Tensor, uvs: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return which texels a face covers, (size, size), and where those lie, (N, 3)."""
     import nvdiffrast.torch as dr
 
-    context = dr.RasterizeCudaContext()
+    context = _raster_context()
     clip = torch.cat([uvs * 2 - 1, torch.zeros_like(uvs[:, :1]), torch.ones_like(uvs[:, :1])], 1)
     raster = torch.zeros((1, size, size, 4), device="cuda")
     for start in range(0, len(faces), _RASTER_FACES):

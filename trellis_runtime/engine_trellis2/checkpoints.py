@@ -9,9 +9,11 @@ file's name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from trellis_runtime.errors import SetupFailed
 
 SYNTHETIC_MARK = "SYNTHETIC"
 """A file of this name in a model folder says that its values are random."""
+
+_READERS = 5
+_ALIGN = 256
 
 Build = Callable[..., nn.Module]
 
@@ -46,6 +51,11 @@ class PipelineFiles:
     models: tuple[ModelFiles, ...]
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights' files."""
+        return sum(model.weights.stat().st_size for model in self.models)
+
+    @property
     def is_synthetic(self) -> bool:
         return (self.folder / SYNTHETIC_MARK).exists()
 
@@ -63,21 +73,55 @@ def find_pipeline(folder: Path, needed: tuple[str, ...]) -> PipelineFiles:
     return PipelineFiles(folder, args, models)
 
 
-def load_model(files: ModelFiles, classes: Callable[[str], Build], device: str) -> nn.Module:
-    """Build the model that `files.config` describes and load its weights onto `device`.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A model whose parameters have no memory yet, and its buffers that no file holds."""
 
-    Raises `SetupFailed` for a missing or unexpected key, another shape, or a damaged file.
+    model: nn.Module
+    computed: dict[str, Tensor]
+
+
+def build_models(files: Sequence[ModelFiles], classes: Callable[[str], Build]) -> list[Built]:
+    """Build the models that `files` describe, without memory.
+
+    Not from several threads: a method of torch's is replaced for the while.
     """
+    return [_build(f, classes) for f in files]
+
+
+def fill_models(
+    files: Sequence[ModelFiles], built: Sequence[Built], device: str
+) -> dict[str, nn.Module]:
+    """Load weights onto `device`, several files at once; returns the models by name.
+
+    On the CPU the weights lie in pinned memory, where a GPU is there to copy them to. Raises
+    `SetupFailed` for a missing or unexpected key, another shape, or a damaged file.
+    """
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="load") as threads:
+        filled = threads.map(_fill, files, built, repeat(device))
+        return {f.name: model for f, model in zip(files, filled, strict=True)}
+
+
+def _build(files: ModelFiles, classes: Callable[[str], Build]) -> Built:
     config = _read_json(files.config)
     build = classes(config["name"])
     with _parameters_without_memory():
         model = build(**config["args"])
+    computed = {}
+    if any(buffer.is_meta for buffer in model.buffers()):
+        # A copy without blocks computes the same ones (positions' phases, say).
+        computed = dict(build(**(config["args"] | {"num_blocks": 0})).named_buffers())
+    return Built(model, computed)
+
+
+def _fill(files: ModelFiles, built: Built, device: str) -> nn.Module:
+    model = built.model
     state = _read_tensors(files.weights, device)
     _require_keys(files, model, state)
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
     cast = {name: t.to(expected[name].dtype) for name, t in state.items()}
     model.load_state_dict(cast, strict=False, assign=True)
-    _compute_buffers(files, model, build, config["args"], device)
+    _set_buffers(files, model, built.computed, device)
     return model.eval().requires_grad_(False)
 
 
@@ -103,9 +147,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path, device: str) -> dict[str, Tensor]:
     try:
-        return load_file(path, device=device)
+        tensors = load_file(path, device=device)
+        return _pinned(tensors) if device == "cpu" and torch.cuda.is_available() else tensors
     except (SafetensorError, OSError, ValueError) as err:
         raise SetupFailed(f"{path} is damaged ({err})") from None
+
+
+def _pinned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors into one block of pinned memory: locking pages is dear, block by block."""
+    sizes = [-(-t.numel() * t.element_size() // _ALIGN) * _ALIGN for t in tensors.values()]
+    block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+    pinned, start = {}, 0
+    for (name, tensor), size in zip(tensors.items(), sizes, strict=True):
+        part = block[start : start + tensor.numel() * tensor.element_size()]
+        pinned[name] = part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        start += size
+    return pinned
 
 
 def _require_keys(files: ModelFiles, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -120,18 +177,14 @@ def _require_keys(files: ModelFiles, model: nn.Module, state: dict[str, Tensor])
             raise SetupFailed(f"{files.weights} {what} {', '.join(names[:3])}{more}")
 
 
-def _compute_buffers(
-    files: ModelFiles, model: nn.Module, build: Build, args: dict[str, Any], device: str
+def _set_buffers(
+    files: ModelFiles, model: nn.Module, computed: dict[str, Tensor], device: str
 ) -> None:
-    """Fill buffers that no file holds (positions' phases, say) from a copy without blocks."""
-    unset = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    if unset:
-        small = dict(build(**(args | {"num_blocks": 0})).named_buffers())
-        for name in unset:
-            if name not in small:
-                raise SetupFailed(f"{files.weights} leaves the buffer {name} unset")
-            owner, _, leaf = name.rpartition(".")
-            model.get_submodule(owner).register_buffer(leaf, small[name].to(device))
+    for name in [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        if name not in computed:
+            raise SetupFailed(f"{files.weights} leaves the buffer {name} unset")
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(leaf, computed[name].to(device))
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
         raise SetupFailed(f"{files.weights} leaves {', '.join(left[:3])} unset")

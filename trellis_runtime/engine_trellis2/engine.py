@@ -76,11 +76,12 @@ class Trellis2Engine:
     def load(self, note: Callable[[str, float], None]) -> None:
         """Load all models, resident where the card has room for them and a job besides."""
         with vram.translated():
-            self._pipeline = upstream.load(self._settings, note)
+            self._pipeline = upstream.load(self._settings, _WORKING_BYTES[1024], note)
             self._residency = Residency(self._pipeline.modules, "cuda")
             started = time.perf_counter()
-            needed = self._residency.weight_bytes + _WORKING_BYTES[1024]
-            if self._settings.placement != "offload" and vram.available() > needed:
+            absent = self._residency.weight_bytes - self._residency.resident_bytes
+            fits = vram.available() > absent + _WORKING_BYTES[1024]
+            if fits and self._settings.placement != "offload":
                 for name in self._pipeline.modules:
                     self._residency.place(name)
             torch.cuda.synchronize()
@@ -266,7 +267,7 @@ class Trellis2Generation:
         else:
             vertices, faces = mesh.vertices, mesh.faces
         if plan.offload:
-            vram.release()
+            vram.reclaim()
         with (
             self._residency.needed("tex_slat_decoder", offload=plan.offload),
             chunked_rows(modules["tex_slat_decoder"], active=plan.chunk_rows),
@@ -283,6 +284,7 @@ class Trellis2Generation:
     def _bake(self, plan: Plan, scope: JobScope) -> None:
         if plan.offload:
             self._residency.evict()
+            vram.reclaim()
         decoded = _made(self._made.decoded)
         asset = bake(decoded, plan, scope)
         asset.effective["resolution"] = decoded.resolution

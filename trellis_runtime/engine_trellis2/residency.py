@@ -91,5 +91,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 def _host_copy(tensor: Tensor) -> Tensor:
     host = tensor.data.to("cpu")
+    if host.is_pinned():
+        return host
     # Pinned memory is copied at the bus's full speed; without a GPU there is nothing to pin for.
     return host.pin_memory() if torch.cuda.is_available() else host

@@ -9,9 +9,10 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trellis_runtime.engine_trellis2 import attention, rehearsal
+from trellis_runtime.engine_trellis2 import attention, kernel_cache, rehearsal, vram
 from trellis_runtime.engine_trellis2.checkpoints import (
-    Build,
+    Built,
     PipelineFiles,
+    build_models,
+    fill_models,
     find_pipeline,
-    load_model,
 )
 from trellis_runtime.engine_trellis2.flow import FastFlow
 from trellis_runtime.errors import SetupFailed
@@ -166,20 +168,35 @@ def without_caches(tensors: list[Any]) -> list[Any]:
     return [type(t)(feats=t.feats, coords=t.coords) for t in tensors]
 
 
-def load(settings: Trellis2, note: Callable[[str, float], None]) -> Pipeline:
-    """Import upstream and load every model, one after another; raises `SetupFailed`."""
+def load(settings: Trellis2, room: int, note: Callable[[str, float], None]) -> Pipeline:
+    """Import upstream and load every model; raises `SetupFailed`.
+
+    The flow models and decoders go to the card when they leave it `room` bytes, else to the host.
+    """
     if not torch.cuda.is_available():
         raise SetupFailed("no CUDA device is visible; the trellis2 engine needs one")
     if settings.model_dir is None:
         raise SetupFailed("TRELLIS2_MODEL_DIR is not set")
     files = find_pipeline(settings.model_dir, MODELS)
+    fits = vram.available() > files.weight_bytes + room
+    device = "cuda" if fits and settings.placement != "offload" else "cpu"
     kernels = attention.choose()
     os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
     started = time.perf_counter()
-    pipelines, models, sparse = _import_upstream(kernels)
-    note("import_upstream", time.perf_counter() - started)
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    found = _use_kernel_cache(settings)
+    note("cuda", time.perf_counter() - started)
+    note("kernel_cache_found", float(found))
     started = time.perf_counter()
-    modules = _load_models(files, models)
+    models = _import_models()
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as beside:
+        # Weights travel while the rest is imported, which takes longer.
+        built = build_models(files.models, partial(getattr, models))
+        loading = beside.submit(_fill_models, files, built, device, note)
+        pipelines, sparse = _import_pipeline(kernels)
+        note("import_upstream", time.perf_counter() - started)
+        started = time.perf_counter()
+        modules = loading.result()
     flows = {name: modules[name] for name in MODELS if name.endswith(_FLOW)}
     if settings.flow == "fast":
         flows = {name: FastFlow(model) for name, model in flows.items()}
@@ -188,29 +205,52 @@ def load(settings: Trellis2, note: Callable[[str, float], None]) -> Pipeline:
     note("load", time.perf_counter() - started)
     pipeline = Pipeline(inner, modules, flows, kernels, files.is_synthetic, sparse)
     if settings.rehearsal:
+        started = time.perf_counter()
         rehearsal.drive(pipeline)
+        note("rehearsal", time.perf_counter() - started)
         pipeline.is_synthetic = True
     return pipeline
 
 
-def _import_upstream(kernels: str) -> tuple[Any, Any, Any]:
+@contextmanager
+def _importing() -> Iterator[None]:
     try:
-        import o_voxel  # noqa: F401 - dlopens libcuda; its absence is told here
-        from trellis2 import models
-        from trellis2.modules.sparse import SparseTensor
-        from trellis2.pipelines import Trellis2ImageTo3DPipeline  # imports transformers
+        yield
     except ImportError as err:
         raise SetupFailed(f"upstream's {err.name or 'code'} is not installed ({err})") from None
+
+
+def _import_models() -> Any:
+    with _importing():
+        from trellis2 import models
+
+        for name in ("SLatFlowModel", "SparseStructureFlowModel", "SparseStructureDecoder"):
+            getattr(models, name)  # upstream imports each with its first use
+    return models
+
+
+def _import_pipeline(kernels: str) -> tuple[Any, Any]:
+    with _importing():
+        import o_voxel  # noqa: F401 - dlopens libcuda; its absence is told here
+        from trellis2.modules.sparse import SparseTensor
+        from trellis2.pipelines import Trellis2ImageTo3DPipeline  # imports transformers
     attention.install(kernels)
-    return Trellis2ImageTo3DPipeline, models, SparseTensor
+    return Trellis2ImageTo3DPipeline, SparseTensor
 
 
-def _load_models(files: PipelineFiles, models: Any) -> dict[str, nn.Module]:
-    def classes(name: str) -> Build:
-        build: Build = getattr(models, name)
-        return build
+def _use_kernel_cache(settings: Trellis2) -> bool:
+    key = kernel_cache.cache_key(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    folder = settings.kernel_cache_dir.expanduser()
+    return kernel_cache.use(folder, settings.kernel_seed_dir, key)
 
-    return {m.name: load_model(m, classes, "cpu") for m in files.models}
+
+def _fill_models(
+    files: PipelineFiles, built: list[Built], device: str, note: Callable[[str, float], None]
+) -> dict[str, nn.Module]:
+    started = time.perf_counter()
+    modules = fill_models(files.models, built, device)
+    note("load_beside_imports", time.perf_counter() - started)
+    return modules
 
 
 def _assemble(files: PipelineFiles, pipelines: Any, modules: dict[str, nn.Module]) -> Any:
