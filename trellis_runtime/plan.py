@@ -197,8 +197,7 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         4,
         "chunk_bake",
-        "the surface is searched by a smaller hierarchy, built on the CPU, and colours are looked "
-        "up in small blocks of texels",
+        "colours are looked up in small blocks of texels",
         True,
         _BAKE,
         lambda plan: replace(plan, chunk_bake=True),

@@ -63,8 +63,7 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     vertices, faces = mesh.read()
     mesh.clear_cache()  # edges and adjacency: more than the mesh itself
     release()
-    # CuMesh's own hierarchy is the smaller one, and takes seconds on one CPU core to build.
-    surface = cumesh.cuBVH(vertices, faces) if plan.chunk_bake else Surface(vertices, faces)
+    surface = Surface(vertices, faces)
     scope.step(1, 5)
     if plan.remesh:
         mesh = None
@@ -81,7 +80,9 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     return _with_textures(mesh, sampler, plan, scope)
 
 
-def _remeshed(vertices: Tensor, faces: Tensor, surface: Any, decoded: Decoded, plan: Plan) -> Any:
+def _remeshed(
+    vertices: Tensor, faces: Tensor, surface: Surface, decoded: Decoded, plan: Plan
+) -> Any:
     import cumesh
 
     resolution = min(decoded.resolution, plan.remesh_resolution)
@@ -136,7 +137,7 @@ def _simplify(mesh: Any, target: int) -> None:
 class Sampler:
     """Looks up the voxels' attributes at points near the surface as decoded."""
 
-    def __init__(self, decoded: Decoded, vertices: Tensor, faces: Tensor, surface: Any) -> None:
+    def __init__(self, decoded: Decoded, vertices: Tensor, faces: Tensor, surface: Surface) -> None:
         self._vertices, self._faces, self._surface = vertices, faces, surface
         self._side = decoded.resolution
         self._voxels = VoxelGrid(decoded.coords.cuda(), decoded.attributes.cuda(), self._side)
