@@ -152,9 +152,9 @@ def test_the_nearest_point_is_the_nearest() -> None:
     vertices = torch.tensor(ball.vertices, dtype=torch.float32)
     faces = torch.tensor(ball.faces, dtype=torch.int32)
     points = torch.rand(500, 3) - 0.5
-    distances, face, weights = Surface(vertices, faces).unsigned_distance(points, return_uvw=True)
+    surface = Surface(vertices, faces)
+    (distances,) = surface.unsigned_distance(points)
+    face, weights = surface.nearest(points)
     assert torch.allclose(distances, (points.norm(dim=1) - 0.4).abs(), atol=1e-3)
-    assert face is not None
-    assert weights is not None
-    nearest = (vertices[faces[face].long()] * weights[..., None]).sum(1)
+    nearest = (vertices[faces[face.long()].long()] * weights[..., None]).sum(1)
     assert torch.allclose((nearest - points).norm(dim=1), distances, atol=1e-6)

@@ -149,8 +149,8 @@ class Sampler:
 
     def _look_up(self, points: Tensor) -> Tensor:
         # The point on the surface as decoded: remeshing and decimation have moved it.
-        _, face, weights = self._surface.unsigned_distance(points, return_uvw=True)
-        corners = self._vertices[self._faces[face].long()]
+        face, weights = self._surface.nearest(points)
+        corners = self._vertices[self._faces[face.long()].long()]
         nearest = (corners * weights[..., None]).sum(dim=1)
         return self._voxels.sample((nearest + 0.5) * self._side)
 

@@ -6,6 +6,8 @@ million faces). NVIDIA Warp builds one on the GPU.
 
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
 
+from typing import Any
+
 import warp
 from torch import Tensor, empty, float32, int32
 
@@ -34,18 +36,14 @@ def _closest_point(
     mesh: warp.uint64,
     points: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
     far: warp.float32,
-    distances: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
     faces: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
     weights: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
 ) -> None:
     i = warp.tid()
-    distances[i] = far
     faces[i] = 0
     weights[i] = warp.vec3(1.0, 0.0, 0.0)
     found = warp.mesh_query_point_no_sign(mesh, points[i], far)
     if found.result:
-        at = warp.mesh_eval_position(mesh, found.face, found.u, found.v)
-        distances[i] = warp.length(at - points[i])
         faces[i] = found.face
         weights[i] = warp.vec3(found.u, found.v, 1.0 - found.u - found.v)
 
@@ -66,22 +64,26 @@ class Surface:
                 bvh_constructor="lbvh" if vertices.is_cuda else "sah",
             )
 
-    def unsigned_distance(
-        self, points: Tensor, return_uvw: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return distances (N,), and with `return_uvw` faces (N,) and barycentric weights (N, 3).
+    def unsigned_distance(self, points: Tensor) -> tuple[Tensor]:
+        """Return distances (N,) of points (N, 3), in a tuple as `cuBVH` has it.
 
-        Without it those two are None: at 1536 they would take half a gigabyte for nothing.
+        Faces and weights are left out: at 1536 they would take half a gigabyte for nothing.
         """
         points = points.to(float32).contiguous()
         distances = empty(len(points), device=points.device)
-        kernel, outputs = _distance, [warp.from_torch(distances)]
-        faces = weights = None
-        if return_uvw:
-            faces = empty(len(points), dtype=int32, device=points.device)
-            weights = empty((len(points), 3), device=points.device)
-            kernel = _closest_point
-            outputs += [warp.from_torch(faces), warp.from_torch(weights, dtype=warp.vec3)]
+        self._launch(_distance, points, [warp.from_torch(distances)])
+        return (distances,)
+
+    def nearest(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return faces (N,) int32 and barycentric weights (N, 3) of the nearest points."""
+        points = points.to(float32).contiguous()
+        faces = empty(len(points), dtype=int32, device=points.device)
+        weights = empty((len(points), 3), device=points.device)
+        outputs = [warp.from_torch(faces), warp.from_torch(weights, dtype=warp.vec3)]
+        self._launch(_closest_point, points, outputs)
+        return faces, weights
+
+    def _launch(self, kernel: Any, points: Tensor, outputs: list[Any]) -> None:
         with _on_torch_stream(points):
             warp.launch(
                 kernel,
@@ -90,7 +92,6 @@ class Surface:
                 outputs=outputs,
                 device=warp.device_from_torch(points.device),
             )
-        return distances, faces, weights
 
 
 def _on_torch_stream(tensor: Tensor) -> warp.ScopedStream:
