@@ -54,5 +54,8 @@ soak: $(VENV)/dev ## the long form of the reliability tests
 fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
+image: ## build the container image with and without weights (needs Docker)
+	docker buildx bake $(ARGS)
+
 clean: ## remove what the other verbs made
 	rm -rf $(VENV) output tests/js/node_modules

@@ -1,0 +1,138 @@
+"""What the model folder's scripts share: its sources, its record, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD = "SOURCES.json"
+"""Lies in the folder: which commit of which repository each file came from, and its SHA-256."""
+
+_CHUNK = 16 * 2**20
+_LONGEST_HEADER = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One repository that files come from."""
+
+    name: str
+    repo: str
+    revision: str
+    folder: str
+    files: list[str]
+    gated: str | None
+    replacement: str | None
+
+
+def read_sources(path: Path) -> list[Source]:
+    """Return the sources of a models.json."""
+    return [Source(**entry) for entry in json.loads(path.read_text())["sources"]]
+
+
+def digest(path: Path, tell: Callable[[int], None] = lambda _: None) -> str:
+    """Return a file's SHA-256; `tell` hears of each chunk's bytes."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            sha.update(chunk)
+            tell(len(chunk))
+    return sha.hexdigest()
+
+
+def write_record(folder: Path, commits: dict[str, str], sources: list[Source]) -> None:
+    """Write down what the folder was made of."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest(path)}
+        for path in model_files(folder)
+    }
+    record = {
+        "sources": [asdict(s) | {"commit": commits[s.name]} for s in sources],
+        "files": files,
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the folder's files, its record and the hub's own notes left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != RECORD and ".cache" not in path.parts
+    )
+
+
+def rewrite_pipeline(folder: Path, present: set[str]) -> dict[str, Any]:
+    """Point pipeline.json at the local folders; returns what it says now.
+
+    Upstream names other repositories there, which its loader would fetch at start.
+    """
+    path = folder / "pipeline.json"
+    config: dict[str, Any] = json.loads(path.read_text())
+    args = config["args"]
+    args["image_cond_model"]["args"]["model_name"] = "dinov3"
+    if "rembg" in present:
+        args["rembg_model"]["args"]["model_name"] = "rembg"
+    outside = "microsoft/TRELLIS-image-large/"
+    args["models"] = {
+        name: where.replace(outside, "trellis-image-large/", 1)
+        for name, where in args["models"].items()
+    }
+    path.write_text(json.dumps(config, indent=1) + "\n")
+    return config
+
+
+def problems(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """Yield what is wrong with a model folder, in words; nothing when all is well."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError) as err:
+        yield f"{folder / RECORD} cannot be read ({err})"
+        return
+    for name, stated in record["files"].items():
+        tell(name)
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif path.stat().st_size != stated["bytes"]:
+            yield f"{path} has {path.stat().st_size} bytes; {stated['bytes']} were fetched"
+        elif digest(path) != stated["sha256"]:
+            yield f"{path} has changed since it was fetched"
+        elif path.suffix == ".safetensors" and (reason := _bad_header(path)):
+            yield f"{path} is damaged: {reason}"
+    yield from _unreferenced(folder)
+
+
+def _unreferenced(folder: Path) -> Iterator[str]:
+    try:
+        models = json.loads((folder / "pipeline.json").read_text())["args"]["models"]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        yield f"{folder / 'pipeline.json'} names no models ({err})"
+        return
+    for name, where in models.items():
+        for suffix in (".json", ".safetensors"):
+            if not (folder / f"{where}{suffix}").is_file():
+                yield f"pipeline.json names {where}{suffix} ({name}), which is not in {folder}"
+
+
+def _bad_header(path: Path) -> str | None:
+    """Return what is wrong with a safetensors file's header and length, None when all fits."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
+        if length > min(_LONGEST_HEADER, size):
+            return "its header does not fit into it"
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return "its header is not JSON"
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if max(ends, default=0) + 8 + length != size:
+        return "its length does not fit its header"
+    return None

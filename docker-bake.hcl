@@ -1,0 +1,21 @@
+# docker buildx bake [full|slim]; HF_TOKEN in the environment is passed as a build secret.
+variable "REGISTRY" { default = "trellis-runtime" }
+variable "VERSION" { default = "0.1.0" }
+variable "FETCH_OPTIONS" { default = "" }
+variable "TORCH_CUDA_ARCH_LIST" { default = "8.0;8.6;8.9;9.0;10.0;12.0" }
+
+group "default" { targets = ["full", "slim"] }
+
+target "slim" {
+  target = "slim"
+  tags   = ["${REGISTRY}:${VERSION}-slim"]
+  args   = { TORCH_CUDA_ARCH_LIST = TORCH_CUDA_ARCH_LIST }
+}
+
+target "full" {
+  inherits = ["slim"]
+  target   = "full"
+  tags     = ["${REGISTRY}:${VERSION}", "${REGISTRY}:latest"]
+  args     = { FETCH_OPTIONS = FETCH_OPTIONS }
+  secret   = ["id=HF_TOKEN,env=HF_TOKEN"]
+}
