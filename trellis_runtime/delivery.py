@@ -13,6 +13,7 @@ from trellis_runtime.settings import Settings
 from trellis_runtime.storage import InlineStore, LocalStore, Store, UploadStore
 
 MODEL_NAME, PREVIEW_NAME, ANSWER_NAME = "model.glb", "preview.png", "answer.json"
+THUMBNAIL_NAME, TURNTABLE_NAME = "thumbnail.webp", "turntable.webp"
 """Names of a job's files. The answer is kept beside the model: should the platform lose it on the
 way, the job's folder still tells everything."""
 

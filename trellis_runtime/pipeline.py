@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trellis_runtime import __version__, preview
-from trellis_runtime.delivery import ANSWER_NAME, MODEL_NAME, PREVIEW_NAME, Delivery
+from trellis_runtime.delivery import (
+    ANSWER_NAME,
+    MODEL_NAME,
+    PREVIEW_NAME,
+    THUMBNAIL_NAME,
+    TURNTABLE_NAME,
+    Delivery,
+)
 from trellis_runtime.engine import Asset, Engine, Generation, Rgba
 from trellis_runtime.errors import OutOfVram
 from trellis_runtime.glb import CONTENT_TYPE, EncodedGlb, encode_glb, require_glb
@@ -29,6 +36,7 @@ from trellis_runtime.schema import (
     GenerationRequest,
     GenerationResult,
     MeshReport,
+    Output,
     TextureFormat,
     TextureReport,
     Vram,
@@ -45,7 +53,17 @@ Finish = Callable[[GenerationResult], bytes]
 class _Delivered:
     store: Store
     model: Artifact
-    preview: Artifact | None
+    pictures: dict[str, Artifact]
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture of the model: the answer's field that tells of it, and its file."""
+
+    field: str
+    file_name: str
+    content_type: str
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -82,12 +100,12 @@ class Pipeline:
         made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
         with scope.stage(Stage.EXPORT):
             glb, report = export(made.asset, request.output.texture_format, self._extras(made))
-        picture = None
-        if request.output.preview:
+        pictures: list[_Picture] = []
+        if request.output.preview or request.output.turntable:
             with scope.stage(Stage.PREVIEW):
-                picture = preview.render_glb(glb.data)
+                pictures = _pictures(glb.data, request.output, scope)
         with scope.stage(Stage.STORE):
-            delivered = self._deliver(glb.data, picture, request, delivery, scope)
+            delivered = self._deliver(glb.data, pictures, request, delivery, scope)
         with _taken_back_on_error(delivered.store):
             result = self._result(scope, made, report, glb, delivered)
             encoded = finish(result)
@@ -99,19 +117,23 @@ class Pipeline:
     @staticmethod
     def _deliver(
         glb: bytes,
-        picture: bytes | None,
+        pictures: list[_Picture],
         request: GenerationRequest,
         delivery: Delivery,
         scope: JobScope,
     ) -> _Delivered:
-        """Store the picture, then the model: a model in place means that the job is complete."""
-        store = delivery.store_for(request.output, len(glb) + len(picture or b""))
+        """Store the pictures, then the model: a model in place says that the job is complete."""
+        size = len(glb) + sum(len(picture.data) for picture in pictures)
+        store = delivery.store_for(request.output, size)
+        shown = {}
         with _taken_back_on_error(store):
-            shown = picture and store.put(PREVIEW_NAME, picture, preview.CONTENT_TYPE, scope)
-            scope.check()
+            for picture in pictures:
+                kept = store.put(picture.file_name, picture.data, picture.content_type, scope)
+                shown[picture.field] = kept
+                scope.check()
             model = store.put(MODEL_NAME, glb, CONTENT_TYPE, scope)
             scope.check()
-        return _Delivered(store, model, shown or None)
+        return _Delivered(store, model, shown)
 
     def _make(self, image: Rgba, requested: Plan, max_level: int, scope: JobScope) -> _Made:
         """Run the engine's stages, going down the ladder where memory runs out."""
@@ -205,7 +227,9 @@ class Pipeline:
             job_id=scope.job_id,
             glb_url=delivered.model.url,
             artifact=delivered.model,
-            preview=delivered.preview,
+            preview=delivered.pictures.get("preview"),
+            thumbnail=delivered.pictures.get("thumbnail"),
+            turntable=delivered.pictures.get("turntable"),
             engine=self.engine.info(),
             worker_version=__version__,
             seed=descent.requested.seed,
@@ -224,6 +248,19 @@ class Pipeline:
             vram=made.vram,
             init=self.init,
         )
+
+
+def _pictures(glb: bytes, output: Output, scope: JobScope) -> list[_Picture]:
+    made = []
+    if output.preview:
+        png = preview.render_glb(glb)
+        webp = preview.thumbnail(png)
+        made.append(_Picture("preview", PREVIEW_NAME, preview.CONTENT_TYPE, png))
+        made.append(_Picture("thumbnail", THUMBNAIL_NAME, preview.WEBP_CONTENT_TYPE, webp))
+    if output.turntable:
+        turn = preview.turntable(glb, scope.step)
+        made.append(_Picture("turntable", TURNTABLE_NAME, preview.WEBP_CONTENT_TYPE, turn))
+    return made
 
 
 def export(

@@ -1,4 +1,4 @@
-"""A picture of a finished GLB, ray cast on the CPU.
+"""Pictures of a finished GLB, ray cast on the CPU: a preview, a thumbnail, a turntable.
 
 The file's own bytes are rendered, not what they were made from, so the picture shows what a viewer
 would: geometry, normals, base colour and roughness. Rays are traced by Embree. Shading is
@@ -9,6 +9,7 @@ hemisphere of soft light.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,13 @@ from PIL import Image
 from trellis_runtime.glb import GlbContent, read_glb
 
 CONTENT_TYPE = "image/png"
+WEBP_CONTENT_TYPE = "image/webp"
 SIZE_PX = 512
+THUMBNAIL_PX = 256
+TURNTABLE_PX = 320
+TURNTABLE_FRAMES = 36
 
+_TURN_MS = 3600
 _OVERSAMPLING = 2
 _YAW_DEGREES, _PITCH_DEGREES = -24.0, 14.0
 _FIELD_OF_VIEW_DEGREES = 30.0
@@ -38,13 +44,50 @@ def render_glb(data: bytes, size: int = SIZE_PX) -> bytes:
     Raises `GlbRejected` when `data` cannot be read.
     """
     scene = _Scene(read_glb(data))
-    camera = _Camera.around(scene.content.positions)
-    wide = size * _OVERSAMPLING
-    colors = np.concatenate([scene.trace(camera, rows, wide) for rows in _bands(wide)])
-    averaged = colors.reshape(size, _OVERSAMPLING, size, _OVERSAMPLING, 3).mean(axis=(1, 3))
     buffer = io.BytesIO()
-    Image.fromarray(_to_srgb(averaged)).save(buffer, "PNG")
+    _frame(scene, _YAW_DEGREES, size, _OVERSAMPLING).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def thumbnail(png: bytes) -> bytes:
+    """Return a rendered picture as a small WebP."""
+    picture = Image.open(io.BytesIO(png)).resize((THUMBNAIL_PX,) * 2, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82, method=4)
+    return buffer.getvalue()
+
+
+def turntable(data: bytes, step: Callable[[int, int], None] = lambda _done, _of: None) -> bytes:
+    """Return an animated WebP of one turn around the model in `data`, 36 frames in 3.6 s.
+
+    `step` hears of each frame. Raises `GlbRejected` when `data` cannot be read.
+    """
+    scene = _Scene(read_glb(data))
+    frames = []
+    for number in range(TURNTABLE_FRAMES):
+        step(number, TURNTABLE_FRAMES)
+        yaw = _YAW_DEGREES + 360 * number / TURNTABLE_FRAMES
+        frames.append(_frame(scene, yaw, TURNTABLE_PX, 1))
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=_TURN_MS // TURNTABLE_FRAMES,
+        loop=0,
+        quality=80,
+        method=2,
+    )
+    return buffer.getvalue()
+
+
+def _frame(scene: _Scene, yaw: float, size: int, oversampling: int) -> Image.Image:
+    camera = _Camera.around(scene.content.positions, yaw)
+    wide = size * oversampling
+    colors = np.concatenate([scene.trace(camera, rows, wide) for rows in _bands(wide)])
+    averaged = colors.reshape(size, oversampling, size, oversampling, 3).mean(axis=(1, 3))
+    return Image.fromarray(_to_srgb(averaged))
 
 
 def _bands(rows: int, height: int = 128) -> list[range]:
@@ -59,12 +102,12 @@ class _Camera:
     forward: Vectors
 
     @classmethod
-    def around(cls, points: NDArray[np.float32]) -> _Camera:
+    def around(cls, points: NDArray[np.float32], yaw_degrees: float) -> _Camera:
         """Look at the middle of `points` from where all of them are in view."""
         low, high = points.min(axis=0), points.max(axis=0)
         centre = (low + high).astype(np.float64) / 2
         radius = float(np.linalg.norm(points - centre, axis=1).max()) or 1.0
-        yaw, pitch = np.radians([_YAW_DEGREES, _PITCH_DEGREES])
+        yaw, pitch = np.radians([yaw_degrees, _PITCH_DEGREES])
         back = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
         right = np.cross([0.0, 1.0, 0.0], back)
         right /= np.linalg.norm(right)

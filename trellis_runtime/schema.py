@@ -84,7 +84,12 @@ class Output(_Wire):
         description="Of the base colour; webp makes the file need EXT_texture_webp. The "
         "metallic-roughness map is always lossless.",
     )
-    preview: bool = Field(True, description="Whether a rendered picture comes with the GLB.")
+    preview: bool = Field(
+        True, description="Whether a rendered picture and a thumbnail come with the GLB."
+    )
+    turntable: bool = Field(
+        False, description="Whether an animated WebP of one turn comes with the GLB."
+    )
 
     @model_validator(mode="after")
     def _upload_needs_url(self) -> Output:
@@ -303,6 +308,8 @@ class GenerationResult(_Wire):
     glb_url: str | None
     artifact: Artifact
     preview: Artifact | None
+    thumbnail: Artifact | None = None
+    turntable: Artifact | None = None
     engine: EngineInfo
     worker_version: str
     seed: int
