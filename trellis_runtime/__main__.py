@@ -41,6 +41,7 @@ examples:
 
 Variables of the environment are listed in docs/settings.md.
 """
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _out = Console()
 _err = Console(stderr=True)
 
@@ -81,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--json", action="store_true", help="print the figures as JSON")
     summary.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
     summary.set_defaults(run=_stats)
+    server = commands.add_parser("serve", help="a page for this machine, and the HTTP form")
+    server.add_argument("--host", default="127.0.0.1", help="only this machine by default")
+    server.add_argument("--port", type=int, default=8000)
+    server.add_argument(
+        "--token-file", type=Path, help="file with the token that callers must send"
+    )
+    server.set_defaults(run=_serve)
     bencher = commands.add_parser("bench", help="time jobs or starts; the last line is JSON")
     bencher.add_argument(
         "what",
@@ -239,6 +247,24 @@ def _bench_cold_start(args: argparse.Namespace) -> int:
         _out, cases, max(1, args.runs), args.presets[0], args.picture
     )
     _out.print(json.dumps(report), soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from trellis_runtime.server import create_app
+    except ImportError as err:
+        raise SetupFailed(f"serve needs {err.name}: pip install 'trellis-runtime[serve]'") from None
+    token = args.token_file.read_text().strip() if args.token_file else None
+    if not token and args.host not in _LOOPBACK:
+        raise SetupFailed(f"--host {args.host} is open to others: give --token-file FILE")
+    app = create_app(Settings.from_env(), token)
+    _err.print(f"http://{args.host}:{args.port}", style="bold")
+    uvicorn.run(
+        app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=5
+    )
     return 0
 
 

@@ -14,7 +14,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ class Worker:
         report: Future[dict[str, Any]] = Future()
 
         def gather() -> None:
-            report.set_result(self._facts())
+            facts = self._facts()
+            with suppress(InvalidStateError):  # too late: nobody waits any more
+                report.set_result(facts)
 
         # A thread of its own, which nobody waits for at exit: a driver that hangs, hangs for good.
         threading.Thread(target=gather, name="health", daemon=True).start()

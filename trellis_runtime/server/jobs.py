@@ -1,0 +1,164 @@
+"""Jobs that came by HTTP: started, followed, cancelled, and remembered on this machine's disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trellis_runtime.delivery import ANSWER_NAME
+from trellis_runtime.storage import folder_of
+from trellis_runtime.worker import Worker
+
+State = Literal["running", "done", "failed", "cancelled"]
+
+_KEPT = 200
+_REQUEST_NAME = "request.json"
+_HISTORY = 60
+_KEEP_ALIVE_S = 15.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One job; `request` is what was asked, its picture left out."""
+
+    id: str
+    request: dict[str, Any]
+    created: float = field(default_factory=time.time)
+    state: State = "running"
+    stage: str = "queued"
+    progress: float = 0.0
+    answer: dict[str, Any] | None = None
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    task: asyncio.Task[None] | None = None
+
+    def view(self) -> dict[str, Any]:
+        """Return what the page and the API show of it."""
+        return {
+            "id": self.id,
+            "state": self.state,
+            "stage": self.stage,
+            "progress": round(self.progress, 3),
+            "created": round(self.created, 3),
+            "request": self.request,
+            "answer": self.answer,
+        }
+
+
+class Jobs:
+    """The jobs of one worker. Finished ones can be found again after a restart."""
+
+    def __init__(self, worker: Worker, root: Path) -> None:
+        self._worker = worker
+        self._root = root
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+
+    def submit(self, payload: dict[str, Any]) -> Job:
+        """Start a job and return it; nothing is awaited."""
+        shown = {k: v for k, v in payload.items() if not k.startswith("image") or k == "image_url"}
+        shown.pop("image_url", None)  # its query string may be a credential
+        job = Job(f"web-{uuid.uuid4().hex[:12]}", shown)
+        self._jobs[job.id] = job
+        while len(self._jobs) > _KEPT:
+            self._jobs.popitem(last=False)
+        job.task = asyncio.create_task(self._run(job, payload))
+        return job
+
+    def find(self, job_id: str) -> dict[str, Any] | None:
+        """Return a job's view, from memory or from its folder; None when there is none."""
+        if job := self._jobs.get(job_id):
+            return job.view()
+        return self._remembered(self._root / folder_of(job_id))
+
+    def folder(self, job_id: str) -> Path:
+        return self._root / folder_of(job_id)
+
+    async def cancel(self, job_id: str) -> bool:
+        """Stop a running job and wait until it has left; returns whether there was one."""
+        job = self._jobs.get(job_id)
+        if job is None or job.task is None or job.state != "running":
+            return False
+        job.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await job.task
+        return True
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return this machine's jobs, newest first."""
+        found = {job.id: job.view() for job in self._jobs.values()}
+        answers = sorted(
+            self._root.glob(f"*/{ANSWER_NAME}"), key=lambda p: p.stat().st_mtime, reverse=True
+        )
+        for path in answers[:_HISTORY]:
+            if path.parent.name not in found and (view := self._remembered(path.parent)):
+                found[view["id"]] = view
+        return sorted(found.values(), key=lambda view: -view["created"])[:_HISTORY]
+
+    async def follow(self, job_id: str) -> AsyncIterator[dict[str, Any] | None]:
+        """Yield a job's view whenever it changes, its last one last; None keeps a line alive."""
+        job = self._jobs.get(job_id)
+        while job is not None:
+            yield job.view()
+            if job.state != "running":
+                return
+            try:
+                async with job.changed:
+                    await asyncio.wait_for(job.changed.wait(), _KEEP_ALIVE_S)
+            except TimeoutError:
+                yield None
+
+    async def _run(self, job: Job, payload: dict[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def notify(update: dict[str, Any]) -> None:
+            asyncio.run_coroutine_threadsafe(_advance(job, update), loop)
+
+        try:
+            answer = await self._worker.handle({"id": job.id, "input": payload}, notify)
+        except asyncio.CancelledError:
+            await _finish(job, "cancelled", None)
+            raise
+        await _finish(job, "failed" if "error" in answer else "done", answer)
+        if job.state == "done":
+            await asyncio.to_thread(self._remember, job)
+
+    def _remember(self, job: Job) -> None:
+        folder = self.folder(job.id)
+        if folder.is_dir():
+            content = {"created": job.created, "request": job.request}
+            (folder / _REQUEST_NAME).write_text(json.dumps(content))
+
+    def _remembered(self, folder: Path) -> dict[str, Any] | None:
+        try:
+            answer = json.loads((folder / ANSWER_NAME).read_bytes())
+            created = (folder / ANSWER_NAME).stat().st_mtime
+        except (OSError, ValueError):
+            return None
+        request: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            kept = json.loads((folder / _REQUEST_NAME).read_bytes())
+            request, created = kept["request"], kept["created"]
+        job = Job(str(answer.get("job_id", folder.name)), request, created, "done", "store", 1.0)
+        job.answer = answer
+        return job.view()
+
+
+async def _advance(job: Job, update: dict[str, Any]) -> None:
+    async with job.changed:
+        if job.state == "running":
+            job.stage, job.progress = update["stage"], update["progress"]
+            job.changed.notify_all()
+
+
+async def _finish(job: Job, state: State, answer: dict[str, Any] | None) -> None:
+    async with job.changed:
+        job.state, job.answer = state, answer
+        job.progress = 1.0 if state == "done" else job.progress
+        job.changed.notify_all()
