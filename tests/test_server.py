@@ -21,6 +21,7 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
+from tests.plane import Plane, WorkerProcess
 from trellis_runtime import worker as worker_module
 from trellis_runtime.engine_embedded import EmbeddedEngine
 from trellis_runtime.glb import require_glb
@@ -295,3 +296,44 @@ def test_the_openapi_description_holds(url: str) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_a_job_runs_on_an_endpoint_and_its_files_come_here(tmp_path: Path) -> None:
+    small = body(texture_size=512, decimation_target=2000)
+    key = {"RUNPOD_API_KEY": "rpa_very-secret-key"}
+    with Plane() as plane, WorkerProcess(plane, tmp_path):
+        variables = key | {"TRELLIS2_ENDPOINT_API": plane.url}
+        with serving(tmp_path / "here", **variables) as url:
+            submitted = requests.post(f"{url}/jobs?endpoint=ep", json=small, timeout=30)
+            assert submitted.status_code == 202, submitted.text
+            last = events(url, submitted.json()["id"])[-1]
+            assert last["state"] == "done", last
+            assert "base64" not in last["answer"]["artifact"]
+            folder = f"{url}/jobs/{last['id']}"
+            require_glb(requests.get(f"{folder}/files/model.glb", timeout=30).content)
+            assert requests.get(f"{folder}/maps/base_color", timeout=30).status_code == 200
+            assert key["RUNPOD_API_KEY"] not in json.dumps(last)
+            bad = requests.post(
+                f"{url}/jobs?endpoint=ep", json=small | {"image": "AAAA"}, timeout=30
+            )
+            failed = events(url, bad.json()["id"])[-1]
+            assert (failed["state"], failed["answer"]["code"]) == ("failed", "image_rejected")
+
+
+def test_without_a_key_no_endpoint_is_spoken_to(url: str) -> None:
+    refused = requests.post(f"{url}/jobs?endpoint=ep", json=body(), timeout=30)
+    assert refused.status_code == 400
+    assert "RUNPOD_API_KEY" in refused.json()["error"]
+    assert requests.post(f"{url}/jobs?endpoint=../x", json=body(), timeout=30).status_code == 400
+
+
+def test_an_endpoint_that_cannot_be_reached_is_an_error_without_the_key(tmp_path: Path) -> None:
+    nowhere = {
+        "RUNPOD_API_KEY": "rpa_k",
+        "TRELLIS2_ENDPOINT_API": f"http://127.0.0.1:{free_port()}",
+    }
+    with serving(tmp_path, **nowhere) as url:
+        job = requests.post(f"{url}/jobs?endpoint=ep", json=body(), timeout=30).json()
+        last = events(url, job["id"])[-1]
+        assert last["answer"]["code"] == "fetch_failed"
+        assert "rpa_k" not in json.dumps(last)

@@ -195,6 +195,15 @@ class Logging(_Slice):
     )
 
 
+class Remote(_Slice):
+    """An endpoint that the local page may send jobs to."""
+
+    api_key: SecretStr | None = Field(
+        None, description="RunPod API key; the local server keeps it to itself. Unset: no endpoint."
+    )
+    base_url: str = Field("https://api.runpod.ai/v2", description="Where endpoints answer.")
+
+
 class Platform(_Slice):
     """What RunPod tells the process about itself."""
 
@@ -223,6 +232,7 @@ class Settings(_Slice):
     start: Start = Start()
     trellis2: Trellis2 = Trellis2()
     embedded: Embedded = Embedded()
+    remote: Remote = Remote()
     logging: Logging = Logging()
     platform: Platform = Platform()
 
@@ -284,6 +294,8 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
+    "RUNPOD_API_KEY": ("remote", "api_key"),
+    "TRELLIS2_ENDPOINT_API": ("remote", "base_url"),
     "TRELLIS2_LOG_LEVEL": ("logging", "level"),
     "TRELLIS2_LOG_FORMAT": ("logging", "format"),
     "RUNPOD_WEBHOOK_GET_JOB": ("platform", "job_take_url"),

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -25,6 +25,7 @@ from trellis_runtime.engine import Engine
 from trellis_runtime.errors import Fault, InvalidInput, SetupFailed, WorkerError
 from trellis_runtime.glb import read_glb
 from trellis_runtime.schema import GenerationRequest
+from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.jobs import Jobs
 from trellis_runtime.server.metrics import Metrics
 from trellis_runtime.settings import Settings
@@ -66,6 +67,7 @@ _ERROR = {
         }
     },
 }
+_ENDPOINT_ID = r"^[A-Za-z0-9_-]{1,64}$"
 JobId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
@@ -213,12 +215,18 @@ def _add_platform(app: FastAPI, served: _Served) -> None:
 
 def _add_jobs(app: FastAPI, served: _Served) -> None:  # noqa: C901 - one small function a route
     @app.post("/jobs", status_code=202, responses={413: _ERROR, 429: _ERROR})
-    async def submit(request: Request, body: Annotated[GenerationRequest, Body()]) -> Response:
-        """Start a job; follow it at /jobs/{id}/events."""
+    async def submit(
+        request: Request,
+        body: Annotated[GenerationRequest, Body()],
+        endpoint: Annotated[str | None, Query(pattern=_ENDPOINT_ID)] = None,
+    ) -> Response:
+        """Start a job here, or on a RunPod endpoint; follow it at /jobs/{id}/events."""
         worker, jobs = served.ready()
         payload = await _payload(request, served)
-        _require_room(worker)
-        job = jobs.submit(payload)
+        remote = _remote(worker, endpoint)
+        if remote is None:
+            _require_room(worker)
+        job = jobs.submit(payload, remote)
         assert job.task is not None  # noqa: S101 - submit has just made it
         job.task.add_done_callback(lambda _task: served.metrics.observe(job.answer))
         return JSONResponse(job.view(), status_code=202)
@@ -284,6 +292,16 @@ async def _payload(request: Request, served: _Served) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise InvalidInput("the body must be a JSON object")
     return payload
+
+
+def _remote(worker: Worker, endpoint: str | None) -> Endpoint | None:
+    remote = worker.settings.remote
+    if endpoint is None:
+        return None
+    if remote.api_key is None:
+        raise InvalidInput("this server has no RUNPOD_API_KEY to reach an endpoint with",
+                           field="endpoint")  # fmt: skip
+    return Endpoint(remote.base_url, endpoint, remote.api_key.get_secret_value())
 
 
 def _require_room(worker: Worker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 import uuid
@@ -13,8 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trellis_runtime.delivery import ANSWER_NAME
-from trellis_runtime.storage import folder_of
+from trellis_runtime.delivery import (
+    ANSWER_NAME,
+    MODEL_NAME,
+    PREVIEW_NAME,
+    THUMBNAIL_NAME,
+    TURNTABLE_NAME,
+)
+from trellis_runtime.errors import WorkerError
+from trellis_runtime.fetch import fetch
+from trellis_runtime.server.endpoint import Endpoint
+from trellis_runtime.storage import LocalStore, folder_of
+from trellis_runtime.telemetry import JobScope
 from trellis_runtime.worker import Worker
 
 State = Literal["running", "done", "failed", "cancelled"]
@@ -23,6 +34,14 @@ _KEPT = 200
 _REQUEST_NAME = "request.json"
 _HISTORY = 60
 _KEEP_ALIVE_S = 15.0
+_POLL_S = 1.0
+_LARGEST_MODEL = 500_000_000  # bytes
+_FILE_OF_FIELD = {
+    "preview": PREVIEW_NAME,
+    "thumbnail": THUMBNAIL_NAME,
+    "turntable": TURNTABLE_NAME,
+    "artifact": MODEL_NAME,
+}
 
 
 @dataclass(slots=True)
@@ -60,15 +79,16 @@ class Jobs:
         self._root = root
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
-    def submit(self, payload: dict[str, Any]) -> Job:
-        """Start a job and return it; nothing is awaited."""
+    def submit(self, payload: dict[str, Any], endpoint: Endpoint | None = None) -> Job:
+        """Start a job here, or on an endpoint, and return it; nothing is awaited."""
         shown = {k: v for k, v in payload.items() if not k.startswith("image") or k == "image_url"}
         shown.pop("image_url", None)  # its query string may be a credential
         job = Job(f"web-{uuid.uuid4().hex[:12]}", shown)
         self._jobs[job.id] = job
         while len(self._jobs) > _KEPT:
             self._jobs.popitem(last=False)
-        job.task = asyncio.create_task(self._run(job, payload))
+        work = self._run(job, payload) if endpoint is None else self._send(job, payload, endpoint)
+        job.task = asyncio.create_task(work)
         return job
 
     def find(self, job_id: str) -> dict[str, Any] | None:
@@ -128,6 +148,50 @@ class Jobs:
         await _finish(job, "failed" if "error" in answer else "done", answer)
         if job.state == "done":
             await asyncio.to_thread(self._remember, job)
+
+    async def _send(self, job: Job, payload: dict[str, Any], endpoint: Endpoint) -> None:
+        """Run a job on an endpoint and bring its files here."""
+        remote_id: str | None = None
+        try:
+            remote_id = await asyncio.to_thread(endpoint.run, payload)
+            view = await self._until_ended(job, endpoint, remote_id)
+            if view["state"] == "done":
+                await asyncio.to_thread(self._bring, job, view["answer"])
+            await _finish(job, view["state"], view["answer"])
+        except asyncio.CancelledError:
+            if remote_id is not None:
+                await asyncio.to_thread(endpoint.cancel, remote_id)
+            await _finish(job, "cancelled", None)
+            raise
+        except WorkerError as err:
+            await _finish(job, "failed", err.to_wire(job.id))
+        if job.state == "done":
+            await asyncio.to_thread(self._remember, job)
+
+    async def _until_ended(self, job: Job, endpoint: Endpoint, remote_id: str) -> dict[str, Any]:
+        while True:
+            view = await asyncio.to_thread(endpoint.status, remote_id)
+            if view["state"] != "running":
+                return view
+            await _advance(job, view)
+            await asyncio.sleep(_POLL_S)
+
+    def _bring(self, job: Job, answer: dict[str, Any]) -> None:
+        """Put an answer's files into this machine's folder; what was inline leaves the answer."""
+        limits = self._worker.settings.fetch
+        store = LocalStore(self._root, job.id)
+        scope = JobScope(job.id)
+        for field_name, name in _FILE_OF_FIELD.items():
+            artifact = answer.get(field_name)
+            if not artifact:
+                continue
+            if artifact.get("base64"):
+                data = base64.b64decode(artifact.pop("base64"))
+            else:
+                data = fetch(artifact["url"], _LARGEST_MODEL, limits, scope)
+            store.put(name, data, artifact["content_type"], scope)
+        answer["job_id"] = job.id
+        store.put(ANSWER_NAME, json.dumps(answer).encode(), "application/json", scope)
 
     def _remember(self, job: Job) -> None:
         folder = self.folder(job.id)

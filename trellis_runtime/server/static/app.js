@@ -197,7 +197,9 @@ $("form").onsubmit = async (event) => {
       ...(seed === "" ? {} : { seed: Number(seed) }),
     };
     const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(input) };
-    const job = await (await api("/jobs", options)).json();
+    const endpoint = $("endpoint").value.trim();
+    const path = endpoint ? `/jobs?endpoint=${encodeURIComponent(endpoint)}` : "/jobs";
+    const job = await (await api(path, options)).json();
     update(job);
     await follow(job.id);
   } catch (err) {

@@ -1,0 +1,73 @@
+"""A RunPod endpoint behind the local server, which keeps the API key to itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from trellis_runtime.errors import FetchFailed, InvalidInput
+
+_ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TIMEOUT_S = 30
+_STATES = {"COMPLETED": "done", "FAILED": "failed", "TIMED_OUT": "failed", "CANCELLED": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint's lifecycle API: `run`, `status`, `cancel`."""
+
+    base_url: str
+    endpoint_id: str
+    api_key: str
+
+    def __post_init__(self) -> None:
+        if not _ENDPOINT.fullmatch(self.endpoint_id):
+            raise InvalidInput(f"{self.endpoint_id!r} is no endpoint id", field="endpoint_id")
+
+    def run(self, payload: dict[str, Any]) -> str:
+        """Submit a job; returns the platform's id for it."""
+        return str(self._call("POST", "run", {"input": payload})["id"])
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """Return `state`, `stage`, `progress` and `answer` as a local job's view has them."""
+        told = self._call("GET", f"status/{job_id}")
+        output = told.get("output")
+        state = _STATES.get(str(told.get("status")), "running")
+        update = output if isinstance(output, dict) and state == "running" else {}
+        if state == "failed" and not isinstance(output, dict):
+            output = {"error": str(told.get("error") or "the job failed"), "code": "endpoint"}
+        if state == "done" and isinstance(output, dict) and "error" in output:
+            state = "failed"
+        return {
+            "state": state,
+            "stage": str(update.get("stage", "queued")),
+            "progress": float(update.get("progress", 0.0)),
+            "answer": None if state == "running" else output,
+        }
+
+    def cancel(self, job_id: str) -> None:
+        self._call("POST", f"cancel/{job_id}")
+
+    def _call(self, method: str, path: str, content: Any = None) -> dict[str, Any]:
+        url = f"{self.base_url}/{self.endpoint_id}/{path}"
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        try:
+            answer = requests.request(
+                method,
+                url,
+                json=content,
+                headers=headers,
+                timeout=_TIMEOUT_S,
+                allow_redirects=False,
+            )
+        except requests.RequestException as err:
+            raise FetchFailed(f"the endpoint cannot be reached ({type(err).__name__})") from None
+        if answer.status_code != 200:
+            raise FetchFailed(f"the endpoint answered {answer.status_code}")
+        told = answer.json()
+        if not isinstance(told, dict):
+            raise FetchFailed("the endpoint answered no JSON object")
+        return told
