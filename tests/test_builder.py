@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -158,8 +160,64 @@ def test_what_is_wrong_with_a_folder_is_named(hub: Hub, tmp_path: Path) -> None:
         path.write_bytes(good)
 
 
+class _Api(BaseHTTPRequestHandler):
+    got: ClassVar[list[tuple[str, str, Any]]] = []
+    status = 201
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.got.append((self.path, self.headers["Authorization"], body))
+        data = json.dumps({"id": "ep123"} if self.status == 201 else {"title": "no"}).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def test_an_endpoint_is_created_by_one_request_of_the_current_api(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    api = ["--api", f"http://127.0.0.1:{server.server_port}"]
+    monkeypatch.setenv("RUNPOD_API_KEY", "rpa_secret")
+    done = script("deploy.py", None, "me/image:1", "--env", "BUCKET_NAME=b", *api)
+    assert done.returncode == 0, done.stderr
+    assert "ep123" in done.stdout
+    path, authorization, body = _Api.got[0]
+    assert (path, authorization) == ("/v2/serverless", "Bearer rpa_secret")
+    assert body["type"] == "QUEUE"
+    assert body["timeout"] == 600_000
+    assert body["flashboot"] == "FLASHBOOT"
+    assert body["env"] == {"TRELLIS2_WARM_UP": "512", "BUCKET_NAME": "b"}
+    assert "rpa_secret" not in done.stdout + done.stderr
+    monkeypatch.setattr(_Api, "status", 400)
+    refused = script("deploy.py", None, "me/image:1", *api)
+    assert refused.returncode == 1
+    assert "400" in refused.stderr
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_typo_in_a_variable_is_not_deployed() -> None:
+    done = script("deploy.py", None, "me/image:1", "--env", "BUCKET_NAMES=b", "--dry-run")
+    assert done.returncode == 1
+    assert "BUCKET_NAMES" in done.stderr
+    assert json.loads(script("deploy.py", None, "i", "--dry-run").stdout)["image"] == "i"
+
+
 @pytest.mark.parametrize(
-    "name", ["fetch_models.py", "verify_models.py", "make_kernel_cache.py", "make_checkpoint.py"]
+    "name",
+    [
+        "deploy.py",
+        "fetch_models.py",
+        "verify_models.py",
+        "make_kernel_cache.py",
+        "make_checkpoint.py",
+    ],
 )
 def test_every_script_explains_itself(name: str) -> None:
     done = script(name, None, "--help")
