@@ -4,7 +4,7 @@
     python builder/deploy.py registry/image:tag --dry-run        # only print the request
 
 Variables for the worker come from --env NAME=VALUE; for a credential give a secret of your RunPod
-account, --env BUCKET_SECRET_ACCESS_KEY='{{ RUNPOD_SECRET_bucket }}', and it never passes through here.
+account, --env BUCKET_SECRET_ACCESS_KEY='{{ RUNPOD_SECRET_bucket }}': it never passes through here.
 """
 
 from __future__ import annotations

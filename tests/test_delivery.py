@@ -55,7 +55,8 @@ def test_a_result_is_in_the_bucket_whole_and_its_url_works(
     assert requests.get(answer["preview"]["url"], timeout=10).content[:4] == b"\x89PNG"
     assert answer["artifact"]["expires_at"] > "2026"
     assert [k for k in bucket.keys() if "s3-1" in k] == [
-        f"trellis2/s3-1/{name}" for name in ("answer.json", "model.glb", "preview.png")
+        f"trellis2/s3-1/{name}"
+        for name in ("answer.json", "model.glb", "preview.png", "thumbnail.webp")
     ]
     assert not (tmp_path / "output").exists()
 
@@ -64,7 +65,7 @@ def test_the_same_job_twice_is_one_object(bucket: SeaweedFs, tmp_path: Path) -> 
     of = worker(tmp_path, **bucket.variables())
     first, second = handle(of, "twice"), handle(of, "twice")
     assert first["artifact"]["sha256"] == second["artifact"]["sha256"]
-    assert len([k for k in bucket.keys() if "/twice/" in k]) == 3
+    assert len([k for k in bucket.keys() if "/twice/" in k]) == 4
 
 
 def test_a_public_base_url_is_answered_unsigned(bucket: SeaweedFs, tmp_path: Path) -> None:
