@@ -32,7 +32,7 @@ QUICK = {
     "texture_size": 512,
     "decimation_target": 5000,
 }
-FILES = ["answer.json", "model.glb", "preview.png"]
+FILES = ["answer.json", "model.glb", "preview.png", "thumbnail.webp"]
 
 
 def leaves(base: type[WorkerError] = WorkerError) -> Iterator[type[WorkerError]]:
