@@ -136,12 +136,12 @@ def chart(rows: Sequence[dict[str, Any]], phases: Sequence[str]) -> str:
             x += span
         parts.append(f'<text x="{x + 6:.1f}" y="{y + 17}">{row["ours_s"]:.1f} s</text>')
     for place, (name, color) in enumerate(zip([*phases, "other"], _COLORS, strict=False)):
-        at = left + place * 95
+        at = left + place * 118
         parts.append(f'<rect x="{at}" y="12" width="12" height="12" fill="{color}"/>'
                      f'<text x="{at + 16}" y="22">{name}</text>')  # fmt: skip
     height = 56 + len(rows) * step
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 280} {height}" '
         'font-family="system-ui" font-size="12">'
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
