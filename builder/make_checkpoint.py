@@ -4,8 +4,8 @@
 
 The folder has the layout, shapes and dtypes of the real one, and a file named SYNTHETIC: an engine
 that loads it says so in every answer. Needs torch and safetensors, and transformers for DINOv3; no
-download, no GPU, no upstream. The full set is 16 GB; with `--blocks 1 --channels 128 --divisor 32` it
-is about 20 MB. The background remover is left out: send pictures with a transparent background.
+download, no GPU, no upstream. The full set is 16 GB; `--blocks 1 --channels 128 --divisor 32` makes
+about 20 MB. The background remover is left out: send pictures with a transparent background.
 """
 
 from __future__ import annotations
