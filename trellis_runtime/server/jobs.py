@@ -55,6 +55,7 @@ class Job:
     stage: str = "queued"
     progress: float = 0.0
     answer: dict[str, Any] | None = None
+    version: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
 
@@ -125,12 +126,12 @@ class Jobs:
         """Yield a job's view whenever it changes, its last one last; None keeps a line alive."""
         job = self._jobs.get(job_id)
         while job is not None:
+            seen = job.version
             yield job.view()
             if job.state != "running":
                 return
             try:
-                async with job.changed:
-                    await asyncio.wait_for(job.changed.wait(), _KEEP_ALIVE_S)
+                await asyncio.wait_for(_newer(job, seen), _KEEP_ALIVE_S)
             except TimeoutError:
                 yield None
 
@@ -214,10 +215,17 @@ class Jobs:
         return job.view()
 
 
+async def _newer(job: Job, seen: int) -> None:
+    """Wait until a job has changed since version `seen`, which may be already."""
+    async with job.changed:
+        await job.changed.wait_for(lambda: job.version != seen)
+
+
 async def _advance(job: Job, update: dict[str, Any]) -> None:
     async with job.changed:
         if job.state == "running":
             job.stage, job.progress = update["stage"], update["progress"]
+            job.version += 1
             job.changed.notify_all()
 
 
@@ -225,4 +233,5 @@ async def _finish(job: Job, state: State, answer: dict[str, Any] | None) -> None
     async with job.changed:
         job.state, job.answer = state, answer
         job.progress = 1.0 if state == "done" else job.progress
+        job.version += 1
         job.changed.notify_all()
