@@ -178,38 +178,46 @@ def load(settings: Trellis2, room: int, note: Callable[[str, float], None]) -> P
     if settings.model_dir is None:
         raise SetupFailed("TRELLIS2_MODEL_DIR is not set")
     files = find_pipeline(settings.model_dir, MODELS)
+    with _timed("cuda", note):
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        note("kernel_cache_found", float(_use_kernel_cache(settings)))
     fits = vram.available() > files.weight_bytes + room
     device = "cuda" if fits and settings.placement != "offload" else "cpu"
     kernels = attention.choose()
     os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
-    started = time.perf_counter()
-    torch.cuda.init()  # type: ignore[no-untyped-call]
-    found = _use_kernel_cache(settings)
-    note("cuda", time.perf_counter() - started)
-    note("kernel_cache_found", float(found))
-    started = time.perf_counter()
-    models = _import_models()
     with ThreadPoolExecutor(1, thread_name_prefix="load") as beside:
-        # Weights travel while the rest is imported, which takes longer.
-        built = build_models(files.models, partial(getattr, models))
-        loading = beside.submit(_fill_models, files, built, device, note)
-        pipelines, sparse = _import_pipeline(kernels)
-        note("import_upstream", time.perf_counter() - started)
-        started = time.perf_counter()
-        modules = loading.result()
-    flows = {name: modules[name] for name in MODELS if name.endswith(_FLOW)}
-    if settings.flow == "fast":
-        flows = {name: FastFlow(model) for name, model in flows.items()}
-    inner = _assemble(files, pipelines, modules | flows)
-    _load_helpers(settings, files, inner, modules)
-    note("load", time.perf_counter() - started)
+        with _timed("import_upstream", note):
+            models = _import_models()
+            built = build_models(files.models, partial(getattr, models))
+            # Weights travel while the rest is imported, which takes longer.
+            loading = beside.submit(_fill_models, files, built, device, note)
+            pipelines, sparse = _import_pipeline(kernels)
+        with _timed("load", note):
+            modules = loading.result()
+            flows = _flows(settings, modules)
+            inner = _assemble(files, pipelines, modules | flows)
+            _load_helpers(settings, files, inner, modules)
     pipeline = Pipeline(inner, modules, flows, kernels, files.is_synthetic, sparse)
     if settings.rehearsal:
-        started = time.perf_counter()
-        rehearsal.drive(pipeline)
-        note("rehearsal", time.perf_counter() - started)
+        with _timed("rehearsal", note):
+            rehearsal.drive(pipeline)
         pipeline.is_synthetic = True
     return pipeline
+
+
+@contextmanager
+def _timed(phase: str, note: Callable[[str, float], None]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    note(phase, time.perf_counter() - started)
+
+
+def _flows(settings: Trellis2, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return what the samplers get for each flow model: ours, or upstream's own."""
+    flows = {name: modules[name] for name in MODELS if name.endswith(_FLOW)}
+    if settings.flow == "fast":
+        return {name: FastFlow(model) for name, model in flows.items()}
+    return flows
 
 
 @contextmanager
@@ -247,10 +255,8 @@ def _use_kernel_cache(settings: Trellis2) -> bool:
 def _fill_models(
     files: PipelineFiles, built: list[Built], device: str, note: Callable[[str, float], None]
 ) -> dict[str, nn.Module]:
-    started = time.perf_counter()
-    modules = fill_models(files.models, built, device)
-    note("load_beside_imports", time.perf_counter() - started)
-    return modules
+    with _timed("load_beside_imports", note):
+        return fill_models(files.models, built, device)
 
 
 def _assemble(files: PipelineFiles, pipelines: Any, modules: dict[str, nn.Module]) -> Any:
