@@ -12,6 +12,7 @@ from torch import Tensor
 from trellis_runtime.engine_trellis2 import unwrap as unwrapping
 from trellis_runtime.engine_trellis2.gutters import fill_gutters
 from trellis_runtime.engine_trellis2.nearest import Surface
+from trellis_runtime.engine_trellis2.remesh import remesh
 from trellis_runtime.engine_trellis2.unwrap import Charts, covered_texels, unwrap
 from trellis_runtime.engine_trellis2.voxels import VoxelGrid
 
@@ -158,3 +159,35 @@ def test_the_nearest_point_is_the_nearest() -> None:
     assert torch.allclose(distances, (points.norm(dim=1) - 0.4).abs(), atol=1e-3)
     nearest = (vertices[faces[face.long()].long()] * weights[..., None]).sum(1)
     assert torch.allclose((nearest - points).norm(dim=1), distances, atol=1e-6)
+
+
+@pytest.mark.parametrize("band", [1, 2])
+def test_remeshing_in_blocks_gives_two_closed_shells_at_the_bands_distance(band: int) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=0.3)
+    surface = Surface(
+        torch.tensor(ball.vertices, dtype=torch.float32),
+        torch.tensor(ball.faces, dtype=torch.int32),
+    )
+    side = 64
+    vertices, faces = remesh(surface, side, band, "cpu")
+    shells = trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False)
+    assert shells.is_watertight
+    assert shells.is_winding_consistent
+    assert shells.body_count == 2
+    assert shells.volume > 0
+    cell = (side + 3 * band) / side / side
+    (distances,) = surface.unsigned_distance(vertices)
+    assert float((distances - band * cell).abs().max()) < 0.25 * cell
+    radii = np.sort([np.linalg.norm(s.vertices, axis=1).mean() for s in shells.split()])
+    assert radii == pytest.approx([0.3 - band * cell, 0.3 + band * cell], abs=0.1 * cell)
+
+
+def test_the_size_of_a_block_changes_nothing() -> None:
+    ring = trimesh.creation.torus(0.3, 0.1)
+    surface = Surface(
+        torch.tensor(ring.vertices, dtype=torch.float32),
+        torch.tensor(ring.faces, dtype=torch.int32),
+    )
+    whole, blocks = (remesh(surface, 48, 1, "cpu", block) for block in (10**6, 501))
+    assert torch.equal(whole[0], blocks[0])
+    assert torch.equal(whole[1], blocks[1])

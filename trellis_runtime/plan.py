@@ -197,7 +197,7 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         4,
         "chunk_bake",
-        "colours are looked up in small blocks of texels",
+        "remeshing runs over blocks of cells, and colours are looked up in small blocks of texels",
         True,
         _BAKE,
         lambda plan: replace(plan, chunk_bake=True),

@@ -20,6 +20,7 @@ from torch import Tensor
 from trellis_runtime.engine import Asset
 from trellis_runtime.engine_trellis2.gutters import fill_gutters
 from trellis_runtime.engine_trellis2.nearest import Surface
+from trellis_runtime.engine_trellis2.remesh import remesh
 from trellis_runtime.engine_trellis2.unwrap import cut, unwrap
 from trellis_runtime.engine_trellis2.voxels import VoxelGrid
 from trellis_runtime.engine_trellis2.vram import release, require_free
@@ -86,17 +87,20 @@ def _remeshed(
     import cumesh
 
     resolution = min(decoded.resolution, plan.remesh_resolution)
-    remeshed = cumesh.remeshing.remesh_narrow_band_dc(
-        vertices,
-        faces,
-        center=torch.zeros(3, device="cuda"),
-        scale=(resolution + 3 * plan.remesh_band) / resolution,
-        resolution=resolution,
-        band=plan.remesh_band,
-        project_back=0,
-        verbose=False,
-        bvh=surface,
-    )
+    if plan.chunk_bake:
+        remeshed = remesh(surface, resolution, plan.remesh_band, "cuda")
+    else:
+        remeshed = cumesh.remeshing.remesh_narrow_band_dc(
+            vertices,
+            faces,
+            center=torch.zeros(3, device="cuda"),
+            scale=(resolution + 3 * plan.remesh_band) / resolution,
+            resolution=resolution,
+            band=plan.remesh_band,
+            project_back=0,
+            verbose=False,
+            bvh=surface,
+        )
     # What remeshing used is torch's cache now; CuMesh copies the surface into its own memory.
     require_free("the remeshed surface", sum(t.numel() * t.element_size() for t in remeshed))
     mesh = cumesh.CuMesh()
