@@ -165,4 +165,4 @@ def _triangles(vertices: Tensor, quads: Tensor, outwards: Tensor) -> Tensor:
         second = torch.linalg.cross(c - b, d - b)
         cuts.append(cut)
         bends.append((first * second).sum(dim=1).abs())
-    return torch.where((bends[0] > bends[1])[:, None], *cuts).reshape(-1, 3)
+    return torch.where((bends[0] > bends[1])[:, None], cuts[0], cuts[1]).reshape(-1, 3)
