@@ -188,8 +188,8 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         3,
         "host_skips",
-        "between the decoders nothing waits on the card but the subdivisions; neighbour maps are "
-        "built again",
+        "the decoders' convolutions run over blocks of rows, and between the decoders nothing but "
+        "the subdivisions waits on the card",
         True,
         _DECODE,
         lambda plan: replace(plan, host_skips=True),

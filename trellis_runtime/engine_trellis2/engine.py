@@ -257,6 +257,7 @@ class Trellis2Generation:
         with (
             self._residency.needed("shape_slat_decoder", offload=plan.offload),
             chunked_rows(modules["shape_slat_decoder"], active=plan.chunk_rows),
+            self._pipeline.lean_decoders(active=plan.host_skips),
         ):
             mesh, guides = self._pipeline.decode_shape(self._sparse(shape), shape.resolution)
         scope.step(1, 3)
@@ -271,6 +272,7 @@ class Trellis2Generation:
         with (
             self._residency.needed("tex_slat_decoder", offload=plan.offload),
             chunked_rows(modules["tex_slat_decoder"], active=plan.chunk_rows),
+            self._pipeline.lean_decoders(active=plan.host_skips),
         ):
             voxels = self._pipeline.decode_texture(self._sparse(texture), guides)
         scope.step(2, 3)

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from trellis_runtime.engine_trellis2.checkpoints import (
     find_pipeline,
 )
 from trellis_runtime.engine_trellis2.flow import FastFlow
+from trellis_runtime.engine_trellis2.lean_decoder import lean_decoders
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Trellis2
 from trellis_runtime.telemetry import JobScope
@@ -137,6 +138,12 @@ class Pipeline:
     def decode_texture(self, slat: Any, guides: list[Any]) -> Any:
         """Return the coloured voxels as a sparse tensor, attributes 0..1."""
         return self.inner.decode_tex_slat(slat, guides)
+
+    def lean_decoders(self, *, active: bool) -> AbstractContextManager[None]:
+        """Have both decoders work over blocks of rows while the context lasts."""
+        from trellis2.models.sc_vaes.sparse_unet_vae import SparseUnetVaeDecoder
+
+        return lean_decoders(SparseUnetVaeDecoder, active=active)
 
     def sparse_tensor(self, feats: Tensor, coords: Tensor) -> Any:
         return self.sparse(feats=feats, coords=coords)
