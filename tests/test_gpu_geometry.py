@@ -95,10 +95,15 @@ def spiral(turns: float = 2.5, steps: int = 200) -> trimesh.Trimesh:
     return trimesh.Trimesh(vertices, faces, process=False)
 
 
-def test_layers_that_no_direction_tells_apart_go_to_xatlas() -> None:
+@pytest.mark.parametrize("halvings", [4, 0], ids=["halved", "xatlas"])
+def test_layers_that_no_direction_tells_apart_come_apart(
+    halvings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unwrapping, "_HALVINGS", halvings)
     charts = charts_of(spiral(), cap(30))
     layout = unwrap(charts)
-    assert layout.redone >= 1
+    assert layout.split == 1
+    assert (layout.redone > 0) == (halvings == 0)
     assert len(layout.charts.faces) == len(charts.faces)
     assert area(layout.charts) == pytest.approx(area(charts), rel=1e-4)
     twice, covered = texels_hit_twice(layout.uvs, layout.charts.faces)

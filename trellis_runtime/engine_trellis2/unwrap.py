@@ -4,7 +4,8 @@ Upstream finds charts on the GPU in a tenth of a second and then has xatlas find
 tens of thousands of them again on the CPU. A chart whose normals lie in a cone is laid flat by a
 projection along the cone's axis (xatlas tries the same first, and calls it Ortho): here all charts
 at once. Where a projection folds or covers a texel twice, that chart alone is cut by the six
-directions its faces look in; what still folds goes to xatlas, which also packs them all.
+directions its faces look in, then in half, and in half again; what still overlaps goes to xatlas,
+which also packs them all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _STEEPEST = math.cos(math.radians(80))
 _CHECK_TEXELS = 2048**2
 _BLOCK_FACES = 131_072
 _PACK_GROUPS = 16  # xatlas works on each group in a thread of its own
+_HALVINGS = 4
 _INSIDE = 1e-3  # of a face's area: two faces that share an edge may both touch its texels
 
 
@@ -73,8 +75,10 @@ def unwrap(charts: Charts) -> Layout:
     """Return texture coordinates for `charts`; those that xatlas had to redo are cut further."""
     flat, refused = _lay_flat(charts, axes := mean_axes(charts))
     split = int(refused.sum())
-    if split:
-        charts, axes = cut_by_direction(charts, axes, refused)
+    for cut_further in (cut_by_direction, *[cut_in_half] * _HALVINGS):
+        if not bool(refused.any()):
+            break
+        charts, axes = cut_further(charts, axes, refused)
         flat, refused = _lay_flat(charts, axes)
     redone = int(refused.sum())
     if redone:
@@ -99,17 +103,46 @@ def cut_by_direction(charts: Charts, axes: Tensor, which: Tensor) -> tuple[Chart
     normals = _normals(charts)[chosen]
     axis = normals.abs().argmax(1)
     side = normals.gather(1, axis[:, None])[:, 0] > 0
-    direction = (charts.chart[chosen] * 6 + axis * 2 + side).cpu().numpy()
-    parts = _connected(charts.faces[chosen].cpu().numpy(), direction)
-    chart = charts.chart.clone()
-    chart[chosen] = charts.count + torch.from_numpy(parts).to(chart.device)
-    made = _with_charts(charts, chart)
-    kept = int((~which).sum())
+    made, kept, _ = _recut(charts, which, charts.chart[chosen] * 6 + axis * 2 + side)
     means = mean_axes(made)[kept:]
     along = torch.zeros_like(means)
     at = means.abs().argmax(1, keepdim=True)
     along.scatter_(1, at, means.gather(1, at).sign())
     return made, torch.cat([axes[~which], along])
+
+
+def cut_in_half(charts: Charts, axes: Tensor, which: Tensor) -> tuple[Charts, Tensor]:
+    """Cut the charts `which` across the middle of their longest side; axes are kept.
+
+    Layers that lie over one another along an axis, a spiral's turns say, come apart so.
+    """
+    chosen = which[charts.chart]
+    chart = charts.chart[chosen]
+    centres = charts.vertices[charts.faces[chosen]].mean(1)
+    at = chart[:, None].expand(-1, 3)
+    low = torch.full((charts.count, 3), torch.inf, device=centres.device)
+    low = low.scatter_reduce(0, at, centres, "amin")
+    high = torch.full((charts.count, 3), -torch.inf, device=centres.device)
+    high = high.scatter_reduce(0, at, centres, "amax")
+    longest = (high - low)[chart].argmax(1, keepdim=True)
+    beyond = centres.gather(1, longest) > ((low + high) / 2)[chart].gather(1, longest)
+    made, _, parents = _recut(charts, which, chart * 2 + beyond[:, 0])
+    return made, torch.cat([axes[~which], axes[parents]])
+
+
+def _recut(charts: Charts, which: Tensor, label: Tensor) -> tuple[Charts, int, Tensor]:
+    """Cut the charts `which` into connected parts of one label (a label for each of their faces).
+
+    Returns the charts, those that stay first, how many stay, and each part's chart before.
+    """
+    chosen = which[charts.chart]
+    parts = _connected(charts.faces[chosen].cpu().numpy(), label.cpu().numpy())
+    part = torch.from_numpy(parts).to(charts.chart.device)
+    chart = charts.chart.clone()
+    chart[chosen] = charts.count + part
+    parents = charts.chart.new_zeros(int(part.max()) + 1)
+    parents[part] = charts.chart[chosen]
+    return _with_charts(charts, chart), int((~which).sum()), parents
 
 
 def _connected(faces: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
