@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 
+from trellis_runtime.engine_trellis2.cells import cell_keys, find
+
 BLOCK_ROWS = 32_768
 
 _OFFSETS = tuple((i // 9 - 1, i // 3 % 3 - 1, i % 3 - 1) for i in range(27))
@@ -69,19 +71,15 @@ class Neighbours:
 
     def __init__(self, coords: Tensor) -> None:
         self._cells = coords[:, 1:].long()
-        self._side = int(self._cells.max()) + 3 if len(coords) else 3
-        self._keys, self._order = self._key(self._cells).sort()
-
-    def _key(self, cells: Tensor) -> Tensor:
-        cells = cells + 1  # a cell before the first has a key of its own
-        return (cells[..., 0] * self._side + cells[..., 1]) * self._side + cells[..., 2]
+        self._side = int(self._cells.max()) + 1 if len(coords) else 1
+        self._keys, self._order = cell_keys(self._cells, self._side).sort()
 
     def of(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return rows (B, 27) of the neighbours of some rows, and which exist (B, 27) bool."""
         cells = self._cells[part]
-        wanted = self._key(cells[:, None] + cells.new_tensor(_OFFSETS))
-        at = torch.searchsorted(self._keys, wanted).clamp(max=len(self._keys) - 1)
-        return self._order[at], self._keys[at] == wanted
+        around = cells[:, None] + cells.new_tensor(_OFFSETS)
+        at, exist = find(self._keys, around, self._side)
+        return self._order[at], exist
 
 
 def convolve(conv: Any, feats: Tensor, near: Neighbours, part: slice) -> Tensor:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trellis_runtime.engine_trellis2.cells import cell_keys, find
+
 if TYPE_CHECKING:
     from trellis_runtime.engine_trellis2.upstream import Pipeline
 
@@ -45,7 +47,9 @@ class Oracle:
             for r, (coords, _, _) in self._dual.items()
             for level in range(_LEVELS + 1)
         }
-        self._keys = {at: _keys(cells, at[1]).sort().values for at, cells in self._cells.items()}
+        self._keys = {
+            at: cell_keys(cells, at[1]).sort().values for at, cells in self._cells.items()
+        }
 
     def use(self, resolution: int) -> None:
         """Answer for this resolution from now on, the nearest one that is known."""
@@ -59,18 +63,13 @@ class Oracle:
 
     def has(self, side: int, cells: Tensor) -> Tensor:
         """Return, (N,) bool, which cells of a grid of `side` the shape touches."""
-        keys = self._keys[(self.resolution, side)]
-        wanted = _keys(cells.long(), side)
-        at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        return keys[at] == wanted
+        return find(self._keys[(self.resolution, side)], cells, side)[1]
 
     def dual(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return which finest cells are known, their dual vertices (0..1) and crossings."""
         coords, vertices, crossings = self._dual[self.resolution]
-        keys = _keys(coords.long(), self.resolution)
-        wanted = _keys(cells.long(), self.resolution)
-        at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        return keys[at] == wanted, vertices[at], crossings[at]
+        at, known = find(cell_keys(coords, self.resolution), cells, self.resolution)
+        return known, vertices[at], crossings[at]
 
 
 class _Subdivision(nn.Module):
@@ -122,7 +121,7 @@ def _voxelise(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
         boundary_weight=0.2,
         regularization_weight=1e-2,
     )
-    order = _keys(cells.long(), resolution).argsort()
+    order = cell_keys(cells, resolution).argsort()
     inside = (dual * resolution - cells).clamp(0, 1)
     return cells[order].int().cuda(), inside[order].cuda(), crossings[order].bool().cuda()
 
@@ -136,10 +135,6 @@ def _shape() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     ring.apply_transform(trimesh.transformations.rotation_matrix(0.6, [1, 0.3, 0]))
     both = trimesh.util.concatenate([ball, ring])
     return both.vertices.astype(np.float32), both.faces.astype(np.int64)
-
-
-def _keys(cells: Tensor, side: int) -> Tensor:
-    return (cells[:, 0] * side + cells[:, 1]) * side + cells[:, 2]
 
 
 def _wrap(owner: Any, name: str, answer: Any) -> None:

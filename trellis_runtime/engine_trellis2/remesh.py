@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trellis_runtime.engine_trellis2.cells import cell_keys, find
+
 BLOCK_CELLS = 262_144
 
 _COARSEST = 32
@@ -44,14 +46,10 @@ class _Grid:
         distances: Tensor = self.surface.unsigned_distance(places.reshape(-1, 3))[0]
         return distances.reshape(points.shape[:-1]) - self.offset
 
-    def keys(self, cells: Tensor) -> Tensor:
-        wide = self.side + 1  # a neighbour past the last cell has a key of its own
-        cells = cells.long()
-        return (cells[..., 0] * wide + cells[..., 1]) * wide + cells[..., 2]
-
     def cells(self, keys: Tensor) -> Tensor:
-        wide = self.side + 1
-        return torch.stack([keys // (wide * wide), keys // wide % wide, keys % wide], dim=-1)
+        """Return the cells (..., 3) that `cell_keys` made these of."""
+        side = self.side
+        return torch.stack([keys // (side * side), keys // side % side, keys % side], dim=-1)
 
 
 def remesh(
@@ -95,7 +93,7 @@ def _narrow_band(grid: _Grid, block: int, device: str) -> Tensor:
             children = (parents[:, None] * 2 + offsets).reshape(-1, 3)
             kept.append(_near(grid, children, side))
         cells = torch.cat(kept) if kept else cells
-    return grid.keys(cells).sort().values
+    return cell_keys(cells, grid.side).sort().values
 
 
 def _near(grid: _Grid, cells: Tensor, side: int) -> Tensor:
@@ -147,9 +145,8 @@ def _quads(grid: _Grid, keys: Tensor, crossings: Tensor, block: int) -> tuple[Te
         part = crossings[start : start + block]
         row, axis = torch.nonzero(part, as_tuple=True)
         cells = grid.cells(keys[start + row])
-        wanted = grid.keys(cells[:, None] + around[axis])
-        at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        whole = (keys[at] == wanted).all(dim=1)
+        at, exist = find(keys, cells[:, None] + around[axis], grid.side)
+        whole = exist.all(dim=1)
         quads.append(at[whole].int())
         outwards.append(part[row, axis][whole] == 1)
     return torch.cat(quads), torch.cat(outwards)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trellis_runtime.engine_trellis2.cells import cell_keys, find
+
 _CORNERS = tuple((i & 1, i >> 1 & 1, i >> 2 & 1) for i in range(8))
 
 
@@ -16,8 +18,7 @@ class VoxelGrid:
     """Cells (L, 3) int of a grid of `resolution` a side, with values (L, C)."""
 
     def __init__(self, cells: Tensor, values: Tensor, resolution: int) -> None:
-        keys = _keys(cells.long(), resolution)
-        self._keys, order = keys.sort()
+        self._keys, order = cell_keys(cells, resolution).sort()
         self._values = values[order]
         self._resolution = resolution
 
@@ -34,15 +35,8 @@ class VoxelGrid:
         for corner in _CORNERS:
             offset = points.new_tensor(corner)
             weight = torch.where(offset > 0, share, 1 - share).prod(dim=1, keepdim=True)
-            cells = (low + offset).long()
-            inside = ((cells >= 0) & (cells < self._resolution)).all(dim=1)
-            wanted = _keys(cells, self._resolution)
-            at = torch.searchsorted(self._keys, wanted).clamp(max=len(self._keys) - 1)
-            weight = weight * (inside & (self._keys[at] == wanted))[:, None]
+            at, exists = find(self._keys, (low + offset).long(), self._resolution)
+            weight = weight * exists[:, None]
             total += weight * self._values[at]
             weights += weight
         return total / weights.clamp(min=1e-12)
-
-
-def _keys(cells: Tensor, side: int) -> Tensor:
-    return (cells[:, 0] * side + cells[:, 1]) * side + cells[:, 2]
