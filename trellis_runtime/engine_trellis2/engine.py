@@ -11,7 +11,8 @@ bake        mesh and voxels -> textured asset
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,7 @@ class Trellis2Engine:
             self._pipeline = upstream.load(self._settings, _WORKING_BYTES[1024], note)
             self._residency = Residency(self._pipeline.modules, "cuda")
             started = time.perf_counter()
-            absent = self._residency.weight_bytes - self._residency.resident_bytes
-            fits = vram.available() > absent + _WORKING_BYTES[1024]
+            fits = vram.available() > self._residency.absent_bytes + _WORKING_BYTES[1024]
             if fits and self._settings.placement != "offload":
                 for name in self._pipeline.modules:
                     self._residency.place(name)
@@ -97,8 +97,7 @@ class Trellis2Engine:
         if self._settings.placement == "offload":
             return True
         _, residency, _ = self.parts()
-        absent = residency.weight_bytes - residency.resident_bytes
-        return vram.available() < absent + _WORKING_BYTES[plan.resolution]
+        return vram.available() < residency.absent_bytes + _WORKING_BYTES[plan.resolution]
 
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
@@ -253,12 +252,7 @@ class Trellis2Generation:
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
         shape, texture = _made(self._made.shape), _made(self._made.texture)
-        modules = self._pipeline.modules
-        with (
-            self._residency.needed("shape_slat_decoder", offload=plan.offload),
-            chunked_rows(modules["shape_slat_decoder"], active=plan.chunk_rows),
-            self._pipeline.lean_decoders(active=plan.host_skips),
-        ):
+        with self._decoder("shape_slat_decoder", plan):
             mesh, guides = self._pipeline.decode_shape(self._sparse(shape), shape.resolution)
         scope.step(1, 3)
         if plan.host_skips:
@@ -269,11 +263,7 @@ class Trellis2Generation:
             vertices, faces = mesh.vertices, mesh.faces
         if plan.offload:
             vram.reclaim()
-        with (
-            self._residency.needed("tex_slat_decoder", offload=plan.offload),
-            chunked_rows(modules["tex_slat_decoder"], active=plan.chunk_rows),
-            self._pipeline.lean_decoders(active=plan.host_skips),
-        ):
+        with self._decoder("tex_slat_decoder", plan):
             voxels = self._pipeline.decode_texture(self._sparse(texture), guides)
         scope.step(2, 3)
         if len(faces) == 0:
@@ -282,6 +272,16 @@ class Trellis2Generation:
         self._made.decoded = Decoded(
             vertices.float().cpu(), faces.int().cpu(), coords, attributes, shape.resolution
         )
+
+    @contextmanager
+    def _decoder(self, name: str, plan: Plan) -> Iterator[None]:
+        """Have one decoder ready, as lean as the plan wants it."""
+        with (
+            self._residency.needed(name, offload=plan.offload),
+            chunked_rows(self._pipeline.modules[name], active=plan.chunk_rows),
+            self._pipeline.lean_decoders(active=plan.host_skips),
+        ):
+            yield
 
     def _bake(self, plan: Plan, scope: JobScope) -> None:
         if plan.offload:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from trellis_runtime.telemetry import logger
@@ -25,15 +26,22 @@ _VARIABLES = {
 }
 
 
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def cache_key(card: str, capability: tuple[int, int]) -> str:
     """Return the folder's name for a card: readable, and different whenever a result would be."""
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name}-{importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name}-none")
-    digest = hashlib.sha256(" ".join(found).encode()).hexdigest()[:12]
+    found = installed(_PACKAGES)
+    stated = " ".join(f"{name}-{found.get(name, 'none')}" for name in _PACKAGES)
+    digest = hashlib.sha256(stated.encode()).hexdigest()[:12]
     plain = re.sub(r"[^A-Za-z0-9]+", "-", card).strip("-").lower()
     return f"{plain}-sm{capability[0]}{capability[1]}-{digest}"
 

@@ -40,6 +40,11 @@ class Residency:
         kind = torch.device(self._device).type
         return sum(t.numel() * t.element_size() for t in self._all() if t.device.type == kind)
 
+    @property
+    def absent_bytes(self) -> int:
+        """Bytes of weights that are not on the device."""
+        return self.weight_bytes - self.resident_bytes
+
     @contextmanager
     def needed(self, *names: str, offload: bool) -> Iterator[None]:
         """Have the named models ready: on the device, or with `offload` brought when they are used.

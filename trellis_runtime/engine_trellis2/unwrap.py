@@ -119,11 +119,7 @@ def cut_in_half(charts: Charts, axes: Tensor, which: Tensor) -> tuple[Charts, Te
     chosen = which[charts.chart]
     chart = charts.chart[chosen]
     centres = charts.vertices[charts.faces[chosen]].mean(1)
-    at = chart[:, None].expand(-1, 3)
-    low = torch.full((charts.count, 3), torch.inf, device=centres.device)
-    low = low.scatter_reduce(0, at, centres, "amin")
-    high = torch.full((charts.count, 3), -torch.inf, device=centres.device)
-    high = high.scatter_reduce(0, at, centres, "amax")
+    low, high = _extents(centres, chart, charts.count)
     longest = (high - low)[chart].argmax(1, keepdim=True)
     beyond = centres.gather(1, longest) > ((low + high) / 2)[chart].gather(1, longest)
     made, _, parents = _recut(charts, which, chart * 2 + beyond[:, 0])
@@ -207,7 +203,7 @@ def covers_twice(flat: Tensor, charts: Charts) -> Tensor:
     """
     area = _areas(flat, charts.faces).abs().sum()
     texels = flat * (_CHECK_TEXELS / area.clamp(min=1e-12)).sqrt()
-    low, high = _bounds(texels, charts)
+    low, high = _extents(texels, _chart_of_vertex(charts), charts.count)
     origin = low.floor()
     width, height = ((high - origin).floor().long() + 1).unbind(1)
     starts = torch.cumsum(width * height, 0) - width * height
@@ -307,9 +303,7 @@ def _read(atlas: Any, number: int, vertices: NDArray[np.int64], charts: Charts) 
     flat = torch.from_numpy(uvs * [atlas.width, atlas.height]).float().to(device)
     positions = charts.vertices[at]
     piece = Charts(positions, local, torch.from_numpy(chart[order]).to(device), at, len(numbers))
-    corners = positions[local]
-    real = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    wanted = _sum_by_chart(real.norm(dim=1, keepdim=True) / 2, piece)[:, 0]
+    wanted = _sum_by_chart(_normals(piece).norm(dim=1, keepdim=True) / 2, piece)[:, 0]
     have = _sum_by_chart(_areas(flat, local).abs()[:, None], piece)[:, 0]
     scale = (wanted / have.clamp(min=1e-12)).sqrt()
     flat = flat * scale[_chart_of_vertex(piece), None]
@@ -393,11 +387,12 @@ def _chart_of_vertex(charts: Charts) -> Tensor:
     return of_vertex
 
 
-def _bounds(points: Tensor, charts: Charts) -> tuple[Tensor, Tensor]:
-    at = _chart_of_vertex(charts)[:, None].expand(-1, 2)
-    low = torch.full((charts.count, 2), torch.inf, device=points.device)
-    low = low.scatter_reduce(0, at, points, "amin")
-    high = torch.full((charts.count, 2), -torch.inf, device=points.device)
-    high = high.scatter_reduce(0, at, points, "amax")
-    empty = torch.isinf(low)
-    return low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
+def _extents(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the least and greatest coordinates (count, D) of each owner's points (N, D).
+
+    Both are zero for an owner without points.
+    """
+    at = owner[:, None].expand_as(points)
+    blank = points.new_zeros((count, points.shape[1]))
+    low = blank.scatter_reduce(0, at, points, "amin", include_self=False)
+    return low, blank.scatter_reduce(0, at, points, "amax", include_self=False)

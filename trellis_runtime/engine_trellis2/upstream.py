@@ -5,7 +5,6 @@ Everything here calls upstream's own functions; what is replaced is named where 
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -52,13 +51,7 @@ _PACKAGES = ("torch", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast", "transform
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of what upstream stands on, as far as they are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return kernel_cache.installed(_PACKAGES)
 
 
 @dataclass(slots=True)
