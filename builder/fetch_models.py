@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 from builder.model_folder import (
     RECORD,
     Source,
-    problems,
     read_sources,
     rewrite_pipeline,
+    structure_problems,
     write_record,
 )
 
@@ -54,7 +54,8 @@ def main() -> int:
             sys.exit(_explain(source, err))
     rewrite_pipeline(args.out, {source.name for source in sources})
     write_record(args.out, commits, sources)
-    wrong = list(problems(args.out))
+    # Each file has just been hashed for the record: hashing 17 GB again would find the same.
+    wrong = list(structure_problems(args.out))
     print("\n".join(wrong) or f"{args.out} is complete; {args.out / RECORD} says what is in it")
     return 1 if wrong else 0
 

@@ -13,7 +13,6 @@ from typing import Any
 RECORD = "SOURCES.json"
 """Lies in the folder: which commit of which repository each file came from, and its SHA-256."""
 
-_CHUNK = 16 * 2**20
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
@@ -35,14 +34,10 @@ def read_sources(path: Path) -> list[Source]:
     return [Source(**entry) for entry in json.loads(path.read_text())["sources"]]
 
 
-def digest(path: Path, tell: Callable[[int], None] = lambda _: None) -> str:
-    """Return a file's SHA-256; `tell` hears of each chunk's bytes."""
-    sha = hashlib.sha256()
+def digest(path: Path) -> str:
+    """Return a file's SHA-256."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
-            tell(len(chunk))
-    return sha.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_record(folder: Path, commits: dict[str, str], sources: list[Source]) -> None:
@@ -67,8 +62,8 @@ def model_files(folder: Path) -> list[Path]:
     )
 
 
-def rewrite_pipeline(folder: Path, present: set[str]) -> dict[str, Any]:
-    """Point pipeline.json at the local folders; returns what it says now.
+def rewrite_pipeline(folder: Path, present: set[str]) -> None:
+    """Point pipeline.json at the local folders.
 
     Upstream names other repositories there, which its loader would fetch at start.
     """
@@ -84,11 +79,13 @@ def rewrite_pipeline(folder: Path, present: set[str]) -> dict[str, Any]:
         for name, where in args["models"].items()
     }
     path.write_text(json.dumps(config, indent=1) + "\n")
-    return config
 
 
 def problems(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Iterator[str]:
-    """Yield what is wrong with a model folder, in words; nothing when all is well."""
+    """Yield what is wrong with a model folder, in words; nothing when all is well.
+
+    `tell` hears the name of each file before it is read.
+    """
     try:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as err:
@@ -103,7 +100,13 @@ def problems(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Iter
             yield f"{path} has {path.stat().st_size} bytes; {stated['bytes']} were fetched"
         elif digest(path) != stated["sha256"]:
             yield f"{path} has changed since it was fetched"
-        elif path.suffix == ".safetensors" and (reason := _bad_header(path)):
+    yield from structure_problems(folder)
+
+
+def structure_problems(folder: Path) -> Iterator[str]:
+    """Yield what is wrong inside a folder's files, whatever its record says; reads no weights."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        if reason := _bad_header(path):
             yield f"{path} is damaged: {reason}"
     yield from _unreferenced(folder)
 
@@ -130,9 +133,10 @@ def _bad_header(path: Path) -> str | None:
             return "its header does not fit into it"
         try:
             header = json.loads(file.read(length))
-        except ValueError:
-            return "its header is not JSON"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for entry in tensors]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return "its header is not one of safetensors"
     if max(ends, default=0) + 8 + length != size:
         return "its length does not fit its header"
     return None
