@@ -230,13 +230,15 @@ class Worker:
 
 def _read_ahead(settings: Settings) -> ReadAhead | None:
     """Begin to read the models, before the imports that take as long."""
+    if settings.engine == "embedded" or not settings.start.preload:
+        return None
     wanted = (
         settings.trellis2.model_dir,
         settings.trellis2.dinov3_dir,
         settings.trellis2.rembg_dir,
     )
     folders = [folder for folder in wanted if folder is not None and folder.is_dir()]
-    return ReadAhead(folders) if folders and settings.start.preload else None
+    return ReadAhead(folders) if folders else None
 
 
 def build_engine(settings: Settings) -> Engine:
