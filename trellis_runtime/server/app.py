@@ -47,6 +47,7 @@ _STATUS = {
     Fault.OUTSIDE: 502,
     Fault.WORKER: 503,
 }
+_FAULTS = {leaf.code: leaf.fault for leaf in WorkerError.__subclasses__()}
 _HEADERS = {
     # Nothing is loaded from elsewhere; model-viewer draws on a canvas and reads blobs of its own.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
@@ -90,7 +91,7 @@ class _Served:
             self.failure = err.message
             logger().error("serve_failed", reason=err.message)
             return
-        self.jobs = Jobs(worker, self.settings.delivery.output_dir)
+        self.jobs = Jobs(worker, self.settings.delivery.output_dir, self.metrics.observe)
         self.worker = worker
 
     def ready(self) -> tuple[Worker, Jobs]:
@@ -204,10 +205,8 @@ def _add_platform(app: FastAPI, served: _Served) -> None:
         worker, jobs = served.ready()
         payload = await _payload(request, served)
         _require_room(worker)
-        job = jobs.submit(payload)
-        assert job.task is not None  # noqa: S101 - submit has just made it
-        await asyncio.wait([job.task])
-        served.metrics.observe(job.answer)
+        job, task = jobs.submit(payload)
+        await asyncio.wait([task])
         return _answer(
             job.answer or {"error": "cancelled: the job was stopped", "code": "cancelled"}
         )
@@ -226,9 +225,7 @@ def _add_jobs(app: FastAPI, served: _Served) -> None:  # noqa: C901 - one small 
         remote = _remote(worker, endpoint)
         if remote is None:
             _require_room(worker)
-        job = jobs.submit(payload, remote)
-        assert job.task is not None  # noqa: S101 - submit has just made it
-        job.task.add_done_callback(lambda _task: served.metrics.observe(job.answer))
+        job, _ = jobs.submit(payload, remote)
         return JSONResponse(job.view(), status_code=202)
 
     @app.get("/jobs")
@@ -356,14 +353,9 @@ def _answer(answer: dict[str, Any]) -> Response:
     if "error" not in answer:
         return JSONResponse(answer)
     code = answer["code"]
-    faults = {cls.code: cls.fault for cls in _leaves(WorkerError) if hasattr(cls, "code")}
-    status = _STATUS.get(code) or _STATUS.get(faults.get(code, ""), 500)
+    status = _STATUS.get(code) or _STATUS.get(_FAULTS.get(code, ""), 500)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
     return JSONResponse(answer, status_code=status, headers=headers)
-
-
-def _leaves(cls: type[WorkerError]) -> list[type[WorkerError]]:
-    return [leaf for child in cls.__subclasses__() for leaf in (child, *_leaves(child))]
 
 
 def _error(status: int, code: str, message: str, headers: Any = None) -> Response:

@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,22 +75,29 @@ class Job:
 class Jobs:
     """The jobs of one worker. Finished ones can be found again after a restart."""
 
-    def __init__(self, worker: Worker, root: Path) -> None:
+    def __init__(
+        self, worker: Worker, root: Path, observe: Callable[[dict[str, Any] | None], None]
+    ) -> None:
+        """`observe` hears each job's answer, None for one that was cancelled."""
         self._worker = worker
+        self._observe = observe
         self._root = root
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
-    def submit(self, payload: dict[str, Any], endpoint: Endpoint | None = None) -> Job:
-        """Start a job here, or on an endpoint, and return it; nothing is awaited."""
-        shown = {k: v for k, v in payload.items() if not k.startswith("image") or k == "image_url"}
-        shown.pop("image_url", None)  # its query string may be a credential
+    def submit(
+        self, payload: dict[str, Any], endpoint: Endpoint | None = None
+    ) -> tuple[Job, asyncio.Task[None]]:
+        """Start a job here, or on an endpoint, and return it and its task; nothing is awaited."""
+        # An address may carry a credential in its query string.
+        shown = {k: v for k, v in payload.items() if k not in ("image", "image_url")}
         job = Job(f"web-{uuid.uuid4().hex[:12]}", shown)
         self._jobs[job.id] = job
         while len(self._jobs) > _KEPT:
             self._jobs.popitem(last=False)
         work = self._run(job, payload) if endpoint is None else self._send(job, payload, endpoint)
         job.task = asyncio.create_task(work)
-        return job
+        job.task.add_done_callback(lambda _task: self._observe(job.answer))
+        return job, job.task
 
     def find(self, job_id: str) -> dict[str, Any] | None:
         """Return a job's view, from memory or from its folder; None when there is none."""
