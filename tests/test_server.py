@@ -196,6 +196,8 @@ def test_a_body_past_the_limit_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path, TRELLIS2_MAX_IMAGE_BYTES="1024") as url:
         answer = requests.post(f"{url}/generate", json=body(image="A" * 200_000), timeout=30)
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+        unstated = requests.post(f"{url}/generate", data=iter([b"A" * 1000] * 200), timeout=30)
+        assert (unstated.status_code, unstated.json()["code"]) == (411, "length_required")
 
 
 def app_settings(out: Path) -> Settings:

@@ -145,6 +145,8 @@ def _add_guards(app: FastAPI, served: _Served) -> None:  # noqa: C901 - four sma
             given = request.headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {served.token}".encode()):
                 return _error(401, "unauthorized", "a token is needed: Authorization: Bearer ...")
+        if "transfer-encoding" in request.headers:  # a body of no stated length has no bound
+            return _error(411, "length_required", "the body must come with its Content-Length")
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > served.max_body:
             return _error(413, "body_too_large", f"the body has {length} bytes; the limit is "
