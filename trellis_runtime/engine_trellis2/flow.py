@@ -168,25 +168,25 @@ def _modulation(block: Any, shared: Tensor) -> tuple[Tensor, ...]:
 def _self_attention(attention: Any, h: Tensor, positions: _Positions) -> Tensor:
     qkv = linear(h, attention.to_qkv.weight, attention.to_qkv.bias)
     qkv = qkv.view(len(h), 3, attention.num_heads, -1)
-    q, k, v = qkv.unbind(1)
-    rms_rope(q, attention.q_rms_norm.gamma, positions.cos, positions.sin)
-    rms_rope(k, attention.k_rms_norm.gamma, positions.cos, positions.sin)
-    out = _attend(*(part.transpose(0, 1)[None] for part in (q, k, v)))
+    gammas = attention.q_rms_norm.gamma, attention.k_rms_norm.gamma
+    rms_rope(qkv[:, :2], gammas, positions.cos, positions.sin)
+    out = _attend(*(part.transpose(0, 1)[None] for part in qkv.unbind(1)))
     return linear(out, attention.to_out.weight, attention.to_out.bias)
 
 
 def _cross_attention(attention: Any, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     q = linear(h, attention.to_q.weight, attention.to_q.bias)
-    q = q.view(len(h), attention.num_heads, -1)
-    rms_rope(q, attention.q_rms_norm.gamma, None, None)
-    out = _attend(q.transpose(0, 1)[None], keys, values)
+    q = q.view(len(h), 1, attention.num_heads, -1)
+    rms_rope(q, [attention.q_rms_norm.gamma])
+    out = _attend(q.permute(1, 2, 0, 3), keys, values)
     return linear(out, attention.to_out.weight, attention.to_out.bias)
 
 
 def _keys_values(attention: Any, context: Tensor) -> tuple[Tensor, Tensor]:
     kv = linear(context, attention.to_kv.weight, attention.to_kv.bias)
-    keys, values = kv.view(len(context), 2, attention.num_heads, -1).unbind(1)
-    rms_rope(keys, attention.k_rms_norm.gamma, None, None)
+    kv = kv.view(len(context), 2, attention.num_heads, -1)
+    rms_rope(kv[:, :1], [attention.k_rms_norm.gamma])
+    keys, values = kv.unbind(1)
     return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
 

@@ -1,4 +1,4 @@
-"""The flow models' element-wise work, each in one pass over memory.
+"""The models' element-wise work, each in one pass over memory.
 
 Each function has two forms: a Triton kernel for CUDA tensors, and the formula itself in torch,
 which a CPU runs and the tests compare against.
@@ -6,6 +6,7 @@ which a CPU runs and the tests compare against.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ except ImportError:  # a CPU's torch comes without Triton
 
 _EPS = 1e-6
 _SMALLEST_NORM = 1e-12
+_TILE = 4096  # values that one program of `row_norm` holds
 
 
 def residual_norm(
@@ -37,21 +39,36 @@ def residual_norm(
     return (normed * scale + shift).to(x.dtype)
 
 
-def rms_rope(x: Tensor, gamma: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
+def rms_rope(
+    x: Tensor, gammas: Sequence[Tensor], cos: Tensor | None = None, sin: Tensor | None = None
+) -> None:
     """Normalise heads to length sqrt(D) times gamma and rotate pairs by their phases, in place.
 
-    x (N, H, D) is any view whose last dimension is dense; gamma (H, D) float32; cos and sin
-    (N, D / 2) float32, or None for no rotation.
+    x (N, P, H, D) is any view whose last dimension is dense: P is 1 or 2, queries and keys side by
+    side, say, with a gamma (H, D) float32 for each; cos and sin (N, D / 2) float32, or None for no
+    rotation.
     """
     if x.is_cuda and triton is not None:
-        _rms_rope_triton(x, gamma, cos, sin)
+        _rms_rope_triton(x, gammas, cos, sin)
         return
-    wide = torch.nn.functional.normalize(x.float(), dim=-1) * gamma * x.shape[-1] ** 0.5
+    wide = torch.nn.functional.normalize(x.float(), dim=-1) * x.shape[-1] ** 0.5
+    wide = wide * torch.stack(list(gammas))
     if cos is not None and sin is not None:
         a, b = wide[..., 0::2], wide[..., 1::2]
-        c, s = cos[:, None], sin[:, None]
+        c, s = cos[:, None, None], sin[:, None, None]
         wide = torch.stack([a * c - b * s, a * s + b * c], dim=-1).flatten(-2)
     x.copy_(wide)
+
+
+def row_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Return the layer norm of each row of x (N, C) in x's dtype, computed in float32.
+
+    weight and bias (C,) float32 may be None.
+    """
+    if x.is_cuda and triton is not None:
+        return _row_norm_triton(x, weight, bias, eps)
+    normed = torch.nn.functional.layer_norm(x.float(), (x.shape[1],), weight, bias, eps)
+    return normed.to(x.dtype)
 
 
 if triton is not None:
@@ -94,39 +111,67 @@ if triton is not None:
     def _rms_rope_kernel(
         x_at,
         gamma_at,
+        other_gamma_at,
         cos_at,
         sin_at,
         row_stride,
+        part_stride,
         head_stride,
         heads,
-        half,
+        width,
         root,
         smallest,
         ROTATE: tl.constexpr,
         HEADS: tl.constexpr,
         HALF: tl.constexpr,
     ):
-        row = tl.program_id(0).to(tl.int64)
+        row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
         head = tl.arange(0, HEADS)[:, None]
-        pair = tl.arange(0, HALF)[None, :]
-        here = (head < heads) & (pair < half)
-        at = x_at + row * row_stride + head * head_stride + 2 * pair
-        a = tl.load(at, mask=here, other=0.0).to(tl.float32)
-        b = tl.load(at + 1, mask=here, other=0.0).to(tl.float32)
-        length = tl.sqrt(tl.sum(a * a + b * b, 1))[:, None]
-        factor = root / tl.maximum(length, smallest)
-        gamma = gamma_at + head * 2 * half + 2 * pair
-        a = a * factor * tl.load(gamma, mask=here, other=0.0)
-        b = b * factor * tl.load(gamma + 1, mask=here, other=0.0)
+        column = tl.arange(0, 2 * HALF)[None, :]
+        here = (head < heads) & (column < width)
+        at = x_at + row * row_stride + part * part_stride + head * head_stride + column
+        x = tl.load(at, mask=here, other=0.0).to(tl.float32)
+        if part == 0:
+            gamma = tl.load(gamma_at + head * width + column, mask=here, other=0.0)
+        else:
+            gamma = tl.load(other_gamma_at + head * width + column, mask=here, other=0.0)
+        length = tl.sqrt(tl.sum(x * x, 1))[:, None]
+        x = x * (root / tl.maximum(length, smallest)) * gamma
         if ROTATE:
-            phase = row * half + pair
-            c = tl.load(cos_at + phase, mask=pair < half, other=0.0)
-            s = tl.load(sin_at + phase, mask=pair < half, other=0.0)
-            turned = a * c - b * s
-            b = a * s + b * c
-            a = turned
-        tl.store(at, a.to(x_at.dtype.element_ty), mask=here)
-        tl.store(at + 1, b.to(x_at.dtype.element_ty), mask=here)
+            # Whole rows are read and written at once; pairs part only in registers.
+            a, b = tl.split(tl.reshape(x, (HEADS, HALF, 2)))
+            pair = tl.arange(0, HALF)[None, :]
+            phase = row * (width // 2) + pair
+            c = tl.load(cos_at + phase, mask=pair < width // 2, other=0.0)
+            s = tl.load(sin_at + phase, mask=pair < width // 2, other=0.0)
+            x = tl.reshape(tl.join(a * c - b * s, a * s + b * c), (HEADS, 2 * HALF))
+        tl.store(at, x.to(x_at.dtype.element_ty), mask=here)
+
+    @triton.jit
+    def _row_norm_kernel(
+        x_at,
+        weight_at,
+        bias_at,
+        out_at,
+        rows,
+        width,
+        eps,
+        AFFINE: tl.constexpr,
+        ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        column = tl.arange(0, BLOCK)[None, :]
+        inside = column < width
+        here = (row < rows) & inside
+        x = tl.load(x_at + row * width + column, mask=here, other=0.0).to(tl.float32)
+        centred = tl.where(inside, x - tl.sum(x, 1)[:, None] / width, 0.0)
+        variance = tl.sum(centred * centred, 1)[:, None] / width
+        out = centred * tl.rsqrt(variance + eps)
+        if AFFINE:
+            weight = tl.load(weight_at + column, mask=inside, other=0.0).to(tl.float32)
+            out = out * weight + tl.load(bias_at + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_at + row * width + column, out.to(out_at.dtype.element_ty), mask=here)
 
 
 def _residual_norm_triton(
@@ -152,22 +197,49 @@ def _residual_norm_triton(
     return out
 
 
-def _rms_rope_triton(x: Tensor, gamma: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
-    rows, heads, width = x.shape
+def _rms_rope_triton(
+    x: Tensor, gammas: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None
+) -> None:
+    rows, parts, heads, width = x.shape
     kernel: Any = _rms_rope_kernel
-    kernel[(rows,)](
+    kernel[(rows, parts)](
         x,
-        gamma,
-        gamma if cos is None else cos,
-        gamma if sin is None else sin,
+        gammas[0],
+        gammas[-1],
+        gammas[0] if cos is None else cos,
+        gammas[0] if sin is None else sin,
         x.stride(0),
         x.stride(1),
+        x.stride(2),
         heads,
-        width // 2,
+        width,
         width**0.5,
         _SMALLEST_NORM,
         ROTATE=cos is not None,
         HEADS=triton.next_power_of_2(heads),
-        HALF=triton.next_power_of_2(width // 2),
+        HALF=triton.next_power_of_2(width) // 2,
         num_warps=4,
     )
+
+
+def _row_norm_triton(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    rows, width = x.shape
+    block = triton.next_power_of_2(width)
+    tile = max(1, _TILE // block)
+    kernel: Any = _row_norm_kernel
+    kernel[(triton.cdiv(rows, tile),)](
+        x,
+        x if weight is None else weight,
+        x if bias is None else bias,
+        out,
+        rows,
+        width,
+        eps,
+        AFFINE=weight is not None,
+        ROWS=tile,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return out
