@@ -24,7 +24,7 @@ from trellis_runtime.engine_trellis2.checkpoints import (
 )
 from trellis_runtime.engine_trellis2.engine import Trellis2Engine, Trellis2Generation
 from trellis_runtime.engine_trellis2.residency import Residency
-from trellis_runtime.engine_trellis2.rows import chunked_rows
+from trellis_runtime.engine_trellis2.rows import rowwise
 from trellis_runtime.errors import EngineFault, JobCancelled, OutOfVram, SetupFailed
 from trellis_runtime.plan import Plan, Stage
 from trellis_runtime.schema import parse_request
@@ -257,16 +257,23 @@ def test_offloaded_models_come_back_with_their_values() -> None:
 
 
 def test_row_blocks_change_nothing_and_are_gone_afterwards() -> None:
-    model = nn.Sequential(nn.Linear(6, 24), nn.SiLU(), nn.Linear(24, 6)).eval()
+    class LayerNorm32(nn.LayerNorm):  # upstream's name
+        pass
+
+    norm = LayerNorm32(6, eps=1e-3)
+    nn.init.normal_(norm.weight)
+    model = nn.Sequential(norm, nn.Linear(6, 24), nn.SiLU(), nn.Linear(24, 6)).eval()
     x = torch.randn(103, 6)
     whole = model(x)
     sizes: list[int] = []
-    model[1].register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
-    with chunked_rows(model, active=True, rows=10):
-        blocked = model(x)
+    model[2].register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
+    with rowwise(model, chunked=True, rows=10):
+        assert torch.allclose(model(x), whole, atol=1e-5)
     assert max(sizes) == 10
-    assert torch.allclose(blocked, whole, atol=1e-6)
-    assert "forward" not in vars(model)
+    with rowwise(model, chunked=False):
+        assert "forward" in vars(norm)
+        assert torch.allclose(model(x), whole, atol=1e-5)
+    assert not any("forward" in vars(layer) for layer in model.modules())
 
 
 def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:

@@ -1,5 +1,8 @@
 """TRELLIS.2's stages, each from products that wait in host memory.
 
+A decoded mesh and its voxels stay on the card where there is room for all: a copy to the host and
+back would take longer than decoding them. `reclaim` takes them away.
+
 condition   picture -> background removed, cropped; DINOv3 features at 512 and 1024
 structure   features -> coordinates of the sparse structure
 shape       coordinates -> shape latent (a cascade above 512)
@@ -23,7 +26,7 @@ from trellis_runtime.engine import Asset, MemorySnapshot, Rgba
 from trellis_runtime.engine_trellis2 import upstream, vram
 from trellis_runtime.engine_trellis2.bake import Decoded, bake
 from trellis_runtime.engine_trellis2.residency import Residency
-from trellis_runtime.engine_trellis2.rows import chunked_rows
+from trellis_runtime.engine_trellis2.rows import rowwise
 from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected
 from trellis_runtime.plan import Plan, Stage
 from trellis_runtime.schema import EngineInfo, Sampler
@@ -146,6 +149,8 @@ class Trellis2Generation:
 
     def reclaim(self) -> None:
         with vram.translated():
+            if self._made.decoded is not None:
+                self._made.decoded = self._made.decoded.on_host()
             self._residency.evict()
             vram.reclaim()
 
@@ -201,7 +206,7 @@ class Trellis2Generation:
             ),
         ):
             coords = self._pipeline.sample_structure(
-                self._condition_at(512), _parameters(plan.samplers.sparse_structure)
+                self._condition_at(512), sampler_parameters(plan.samplers.sparse_structure)
             )
         if len(coords) == 0:
             raise MeshRejected("the sparse structure is empty; another seed may help")
@@ -209,7 +214,7 @@ class Trellis2Generation:
 
     def _shape(self, plan: Plan, scope: JobScope) -> None:
         coords = _made(self._made.structure).cuda()
-        parameters = _parameters(plan.samplers.shape)
+        parameters = sampler_parameters(plan.samplers.shape)
         names, rounds = ["shape_slat_flow_model_512"], 1
         if plan.resolution > 512:
             rounds = 2  # the cascade samples at 512 first
@@ -218,7 +223,7 @@ class Trellis2Generation:
         with (
             self._residency.needed(*names, offload=plan.offload),
             self._pipeline.steps("shape_slat_sampler", scope, plan.samplers.shape.steps * rounds),
-            chunked_rows(decoder, active=plan.chunk_rows),
+            rowwise(decoder, chunked=plan.chunk_rows),
         ):
             if plan.resolution == 512:
                 slat = self._pipeline.sample_shape(self._condition_at(512), coords, parameters)
@@ -246,7 +251,7 @@ class Trellis2Generation:
                 self._condition_at(size),
                 name,
                 self._sparse(shape),
-                _parameters(plan.samplers.texture),
+                sampler_parameters(plan.samplers.texture),
             )
         self._made.texture = _on_host(slat, shape.resolution, "texture")
 
@@ -268,17 +273,21 @@ class Trellis2Generation:
         scope.step(2, 3)
         if len(faces) == 0:
             raise MeshRejected("the decoded mesh is empty; another seed may help")
-        coords, attributes = voxels.coords[:, 1:].cpu(), voxels.feats.float().cpu()
-        self._made.decoded = Decoded(
-            vertices.float().cpu(), faces.int().cpu(), coords, attributes, shape.resolution
+        decoded = Decoded(
+            vertices.float(),
+            faces.int(),
+            voxels.coords[:, 1:],
+            voxels.feats.float(),
+            shape.resolution,
         )
+        self._made.decoded = decoded.on_host() if plan.offload else decoded
 
     @contextmanager
     def _decoder(self, name: str, plan: Plan) -> Iterator[None]:
         """Have one decoder ready, as lean as the plan wants it."""
         with (
             self._residency.needed(name, offload=plan.offload),
-            chunked_rows(self._pipeline.modules[name], active=plan.chunk_rows),
+            rowwise(self._pipeline.modules[name], chunked=plan.chunk_rows),
             self._pipeline.lean_decoders(active=plan.host_skips),
         ):
             yield
@@ -306,7 +315,7 @@ def _on_host(slat: Any, resolution: int, name: str) -> _Latent:
     return _Latent(slat.feats.cpu(), slat.coords.cpu(), resolution)
 
 
-def _parameters(sampler: Sampler) -> dict[str, Any]:
+def sampler_parameters(sampler: Sampler) -> dict[str, Any]:
     """Return a sampler's parameters by upstream's names."""
     return {
         "steps": sampler.steps,

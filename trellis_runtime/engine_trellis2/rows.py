@@ -1,33 +1,45 @@
-"""The same layers over blocks of rows: a smaller working set, the same numbers.
+"""A decoder's row-wise layers: fewer passes over memory, or a smaller working set.
 
-A decoder's norms, activations and linear layers treat each voxel's row alone, so their result over
-all rows is that over blocks of them. Unchunked, the widened rows of an MLP and the float copies of
-a norm are the largest allocations besides the convolutions.
+Norms, activations and linear layers treat each voxel's row alone. A norm is one kernel that reads
+and writes half precision, without upstream's float copies; and the result over all rows is that
+over blocks of them. Unchunked, the widened rows of an MLP are the largest allocation besides the
+convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trellis_runtime.engine_trellis2.kernels import row_norm
+
 BLOCK_ROWS = 65_536
-_ROWWISE = ("LayerNorm32", "Sequential")
+_NORM, _MLP = "LayerNorm32", "Sequential"
 
 
 @contextmanager
-def chunked_rows(model: nn.Module, *, active: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
-    """Run the row-wise layers of `model` in blocks of `rows` while the context lasts."""
-    layers = [m for m in model.modules() if type(m).__name__ in _ROWWISE] if active else []
+def rowwise(model: nn.Module, *, chunked: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
+    """Have `model`'s norms take one pass while the context lasts.
+
+    With `chunked`, norms and MLPs run over blocks of `rows` too.
+    """
+    layers = [m for m in model.modules() if type(m).__name__ in (_NORM, _MLP)]
     for layer in layers:
-        layer.forward = _in_blocks(layer.forward, rows)
+        forward = _one_pass(layer) if type(layer).__name__ == _NORM else layer.forward
+        layer.forward = _in_blocks(forward, rows) if chunked else forward
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward  # the class's own is found again
+
+
+def _one_pass(norm: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: row_norm(x, norm.weight, norm.bias, norm.eps)
 
 
 def _in_blocks(forward: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor], Tensor]:
