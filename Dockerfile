@@ -47,7 +47,7 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /app
 COPY requirements.lock builder/requirements-gpu.txt builder/
 RUN pip install --no-cache-dir -r builder/requirements-gpu.txt \
-    && grep -vE '^(torch|safetensors|warp-lang|xatlas)==' builder/requirements.lock > /tmp/lock.txt \
+    && grep -vE '^(torch|safetensors|mapbox-earcut|warp-lang|xatlas)==' builder/requirements.lock > /tmp/lock.txt \
     && pip install --no-cache-dir -c /tmp/lock.txt \
       boto3 embreex fast-simplification opencv-python-headless pillow pillow-heif pydantic \
       requests rich runpod scipy structlog threadpoolctl urllib3

@@ -11,7 +11,6 @@ which also packs them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,30 +22,24 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from trellis_runtime.engine_trellis2.charts import (
+    Charts,
+    chart_of_vertex,
+    cross,
+    extents,
+    face_normals,
+    signed_areas,
+    sum_by,
+)
+from trellis_runtime.engine_trellis2.packing import pack
+
 _STEEPEST = math.cos(math.radians(80))
 """A face steeper than this to its chart's axis would be squeezed to a sixth of its width."""
 
 _CHECK_TEXELS = 2048**2
 _BLOCK_FACES = 131_072
-_PACK_GROUPS = 16  # xatlas works on each group in a thread of its own
 _HALVINGS = 4
 _INSIDE = 1e-3  # of a face's area: two faces that share an edge may both touch its texels
-
-
-@dataclass(frozen=True, slots=True)
-class Charts:
-    """A mesh cut into charts.
-
-    `vertices` (V, 3) float32 are a vertex once for each chart that it is in; `faces` (F, 3) int64
-    index them; `chart` (F,) int64 is each face's chart, ascending; `source` (V,) int64 is each
-    vertex's index before the cut.
-    """
-
-    vertices: Tensor
-    faces: Tensor
-    chart: Tensor
-    source: Tensor
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +93,7 @@ def cut_by_direction(charts: Charts, axes: Tensor, which: Tensor) -> tuple[Chart
     (charts, 3), stay. Returns the charts and their axes.
     """
     chosen = which[charts.chart]
-    normals = _normals(charts)[chosen]
+    normals = face_normals(charts)[chosen]
     axis = normals.abs().argmax(1)
     side = normals.gather(1, axis[:, None])[:, 0] > 0
     made, kept, _ = _recut(charts, which, charts.chart[chosen] * 6 + axis * 2 + side)
@@ -119,7 +112,7 @@ def cut_in_half(charts: Charts, axes: Tensor, which: Tensor) -> tuple[Charts, Te
     chosen = which[charts.chart]
     chart = charts.chart[chosen]
     centres = charts.vertices[charts.faces[chosen]].mean(1)
-    low, high = _extents(centres, chart, charts.count)
+    low, high = extents(centres, chart, charts.count)
     longest = (high - low)[chart].argmax(1, keepdim=True)
     beyond = centres.gather(1, longest) > ((low + high) / 2)[chart].gather(1, longest)
     made, _, parents = _recut(charts, which, chart * 2 + beyond[:, 0])
@@ -166,7 +159,8 @@ def _with_charts(charts: Charts, chart: Tensor) -> Charts:
 
 def mean_axes(charts: Charts) -> Tensor:
     """Return each chart's mean normal (charts, 3), weighted by area."""
-    return torch.nn.functional.normalize(_sum_by_chart(_normals(charts), charts), dim=1)
+    sums = sum_by(charts.chart, face_normals(charts), charts.count)
+    return torch.nn.functional.normalize(sums, dim=1)
 
 
 def project(charts: Charts, axes: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,9 +169,9 @@ def project(charts: Charts, axes: Tensor) -> tuple[Tensor, Tensor]:
     Returns coordinates (V, 2) in the mesh's units, and (charts,) bool: where a face came out
     folded over or all but edge-on.
     """
-    normals = _normals(charts)
+    normals = face_normals(charts)
     tangents, bitangents = _basis(axes)
-    of_vertex = _chart_of_vertex(charts)
+    of_vertex = chart_of_vertex(charts)
     flat = torch.stack(
         [
             (charts.vertices * tangents[of_vertex]).sum(1),
@@ -190,8 +184,8 @@ def project(charts: Charts, axes: Tensor) -> tuple[Tensor, Tensor]:
     steep = along < _STEEPEST * areas
     folded = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
     folded[charts.chart[steep & (areas > 0)]] = True
-    whole = _sum_by_chart(areas[:, None], charts)[:, 0]
-    shown = _sum_by_chart(along[:, None], charts)[:, 0]
+    whole = sum_by(charts.chart, areas, charts.count)
+    shown = sum_by(charts.chart, along, charts.count)
     growth = (whole / shown.clamp(min=1e-12)).clamp(1.0, 10.0).sqrt()
     return flat * growth[of_vertex, None], folded
 
@@ -201,9 +195,9 @@ def covers_twice(flat: Tensor, charts: Charts) -> Tensor:
 
     Texels are those of a texture of 2048 x 2048 that the charts would fill.
     """
-    area = _areas(flat, charts.faces).abs().sum()
+    area = signed_areas(flat, charts.faces).abs().sum()
     texels = flat * (_CHECK_TEXELS / area.clamp(min=1e-12)).sqrt()
-    low, high = _extents(texels, _chart_of_vertex(charts), charts.count)
+    low, high = extents(texels, chart_of_vertex(charts), charts.count)
     origin = low.floor()
     width, height = ((high - origin).floor().long() + 1).unbind(1)
     starts = torch.cumsum(width * height, 0) - width * height
@@ -219,39 +213,6 @@ def covers_twice(flat: Tensor, charts: Charts) -> Tensor:
     twice = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
     twice[owner[hits > 1]] = True
     return twice
-
-
-def pack(flat: Tensor, charts: Charts) -> tuple[Tensor, float]:
-    """Pack charts into one texture; returns coordinates (V, 2) in 0..1 and the covered share."""
-    import xatlas
-
-    area = float(_areas(flat, charts.faces).abs().sum())
-    # xatlas drops faces under 1e-7 square units: texels of a 1024 texture are its measure.
-    texels = (flat * (1024 / math.sqrt(max(area, 1e-12)))).cpu().numpy().astype(np.float32)
-    faces, chart = charts.faces.cpu().numpy(), charts.chart.cpu().numpy().astype(np.uint32)
-    atlas = xatlas.Atlas()
-    groups = list(_groups(faces, chart, charts.count))
-    for vertices, local, materials in groups:
-        atlas.add_uv_mesh(texels[vertices], local, materials)
-    options = xatlas.PackOptions()
-    options.bilinear = True
-    atlas.generate(pack_options=options)
-    uvs = np.zeros_like(texels)
-    for number, (vertices, _, _) in enumerate(groups):
-        source, _, placed = atlas.get_mesh(number)
-        uvs[vertices[source]] = placed
-    return torch.from_numpy(uvs).to(flat.device), float(atlas.utilization)
-
-
-def _groups(
-    faces: NDArray[np.int64], chart: NDArray[np.uint32], count: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32]]]:
-    """Yield runs of whole charts as (vertices, faces into them, charts)."""
-    limits = np.searchsorted(chart, np.linspace(0, count, _PACK_GROUPS + 1).astype(np.int64))
-    for begin, end in pairwise(limits):
-        if end > begin:
-            vertices, local = np.unique(faces[begin:end], return_inverse=True)
-            yield vertices, local.reshape(-1, 3).astype(np.uint32), chart[begin:end, None]
 
 
 def _redo(charts: Charts, flat: Tensor, refused: Tensor) -> tuple[Charts, Tensor]:
@@ -303,10 +264,10 @@ def _read(atlas: Any, number: int, vertices: NDArray[np.int64], charts: Charts) 
     flat = torch.from_numpy(uvs * [atlas.width, atlas.height]).float().to(device)
     positions = charts.vertices[at]
     piece = Charts(positions, local, torch.from_numpy(chart[order]).to(device), at, len(numbers))
-    wanted = _sum_by_chart(_normals(piece).norm(dim=1, keepdim=True) / 2, piece)[:, 0]
-    have = _sum_by_chart(_areas(flat, local).abs()[:, None], piece)[:, 0]
+    wanted = sum_by(piece.chart, face_normals(piece).norm(dim=1) / 2, piece.count)
+    have = sum_by(piece.chart, signed_areas(flat, local).abs(), piece.count)
     scale = (wanted / have.clamp(min=1e-12)).sqrt()
-    flat = flat * scale[_chart_of_vertex(piece), None]
+    flat = flat * scale[chart_of_vertex(piece), None]
     return [(positions, local, piece.chart, charts.source[at], flat)]
 
 
@@ -353,46 +314,7 @@ def covered_texels(corners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y = low[face, 1] + within // size[face, 0].clamp(min=1)
     point = torch.stack([x, y], dim=1) + 0.5
     a, b, c = corners[face].unbind(1)
-    whole = _cross(b - a, c - a)
-    sides = torch.stack(
-        [_cross(b - a, point - a), _cross(c - b, point - b), _cross(a - c, point - c)]
-    )
+    whole = cross(b - a, c - a)
+    sides = torch.stack([cross(b - a, point - a), cross(c - b, point - b), cross(a - c, point - c)])
     inside = (sides * whole.sign() > _INSIDE * whole.abs()).all(0)
     return face[inside], x[inside], y[inside]
-
-
-def _normals(charts: Charts) -> Tensor:
-    """Return faces' normals (F, 3), twice their areas long."""
-    a, b, c = charts.vertices[charts.faces].unbind(1)
-    return torch.linalg.cross(b - a, c - a)
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-
-
-def _areas(flat: Tensor, faces: Tensor) -> Tensor:
-    a, b, c = flat[faces].unbind(1)
-    return _cross(b - a, c - a) / 2
-
-
-def _sum_by_chart(values: Tensor, charts: Charts) -> Tensor:
-    sums = torch.zeros((charts.count, values.shape[1]), dtype=values.dtype, device=values.device)
-    return sums.index_add_(0, charts.chart, values)
-
-
-def _chart_of_vertex(charts: Charts) -> Tensor:
-    of_vertex = torch.zeros(len(charts.vertices), dtype=torch.int64, device=charts.faces.device)
-    of_vertex[charts.faces.reshape(-1)] = charts.chart.repeat_interleave(3)
-    return of_vertex
-
-
-def _extents(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the least and greatest coordinates (count, D) of each owner's points (N, D).
-
-    Both are zero for an owner without points.
-    """
-    at = owner[:, None].expand_as(points)
-    blank = points.new_zeros((count, points.shape[1]))
-    low = blank.scatter_reduce(0, at, points, "amin", include_self=False)
-    return low, blank.scatter_reduce(0, at, points, "amax", include_self=False)
