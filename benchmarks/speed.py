@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import quality
 from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.engine_trellis2 import bake as baking
 from trellis_runtime.engine_trellis2 import unwrap as unwrapping
+from trellis_runtime.engine_trellis2.engine import sampler_parameters
 from trellis_runtime.engine_trellis2.flow import FastFlow
 from trellis_runtime.pipeline import export
 from trellis_runtime.plan import ENGINE_STAGES, Stage
@@ -31,7 +33,7 @@ _PARTS: tuple[tuple[Any, dict[str, str]], ...] = (
         {
             "cut": "cut",
             "unwrap": "unwrap",
-            "_remeshed": "remesh and simplify",
+            "_remeshed": "remesh",
             "_simplify": "simplify",
             "_rasterize": "rasterize",
             "fill_gutters": "gutters",
@@ -77,6 +79,8 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
         for kind, context in (("guided", cond), ("unconditional", torch.zeros_like(cond))):
             with torch.no_grad():
                 theirs = model(x, time_at, context).feats
+                with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+                    again = model(x, time_at, context).feats
                 ours = fast(x, time_at, context).feats
                 upstream_s = _seconds(partial(model, x, time_at, context))
                 ours_s = _seconds(partial(fast, x, time_at, context))
@@ -87,9 +91,67 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
                 "ours_s": round(ours_s, 5),
                 "ratio": round(upstream_s / ours_s, 2),
                 "share_of_ceiling": round(work / ours_s / 1e12 / tflops, 3),
-                "difference": f"relative error {_relative(ours, theirs):.1e}",
+                "difference": f"relative error {_relative(ours, theirs):.1e}; upstream on other "
+                f"attention kernels {_relative(again, theirs):.1e}",
             }
         fast.forget()
+
+
+def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, Any]]:
+    """Compare whole samplings from one seed: ours with upstream's, and upstream's with itself.
+
+    Upstream runs twice, on two of torch's attention kernels: what bf16 alone makes of a sampling,
+    with the same weights and the same code.
+    """
+    pipeline, residency, _ = bench.engine.parts()
+    for resolution in resolutions:
+        _, generation = run_stages(bench, resolution)
+        for name, sample in _samplings(generation, pipeline.inner, resolution):
+            residency.place(name)
+            yield _compared_samplings(f"{resolution} whole sampling, {name}", sample, pipeline)
+        generation.close()
+
+
+def _samplings(
+    generation: Any, inner: Any, resolution: int
+) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Yield a flow model's name and its sampling, which takes the model."""
+    samplers, made = plan_for(resolution).samplers, generation._made
+    size = min(resolution, 1024)
+    cond = generation._condition_at(size)
+    if resolution == 512:
+        parameters, coords = sampler_parameters(samplers.shape), made.structure.cuda()
+        name = "shape_slat_flow_model_512"
+        yield name, lambda model: inner.sample_shape_slat(cond, model, coords, parameters)
+    shape = generation._sparse(made.shape)
+    parameters = sampler_parameters(samplers.texture)
+    name = f"tex_slat_flow_model_{size}"
+    yield name, lambda model: inner.sample_tex_slat(cond, model, shape, parameters)
+
+
+def _compared_samplings(case: str, sample: Callable[[Any], Any], pipeline: Any) -> dict[str, Any]:
+    name = case.split(", ")[1]
+
+    def run(model: Any) -> tuple[Tensor, float]:
+        torch.manual_seed(1)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.no_grad():
+            feats: Tensor = sample(model).feats
+        torch.cuda.synchronize()
+        return feats.float(), time.perf_counter() - started
+
+    theirs, upstream_s = run(pipeline.modules[name])
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        again, _ = run(pipeline.modules[name])
+    ours, ours_s = run(pipeline.flows[name])
+    return _row(
+        case,
+        upstream_s,
+        ours_s,
+        f"relative error {_relative(ours, theirs):.1e}; upstream on other attention kernels "
+        f"{_relative(again, theirs):.1e}",
+    )
 
 
 def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[dict[str, Any]]:
@@ -217,6 +279,7 @@ def run(bench: Bench, resolutions: list[int], glbs: list[tuple[int, int, int]]) 
     meshes: dict[int, Any] = {}
     for resolution in resolutions:
         bench.add(mesh_rows(bench, resolution, meshes))
+    bench.add(sampling_rows(bench, [r for r in resolutions if r <= 1024]))
     for resolution, target, texture in glbs:
         started = time.perf_counter()
         bench.add(glb_rows(meshes[resolution], resolution, target, texture))

@@ -10,10 +10,14 @@ import trimesh
 from torch import Tensor
 
 from trellis_runtime.engine_trellis2 import unwrap as unwrapping
+from trellis_runtime.engine_trellis2.charts import Charts, signed_areas
+from trellis_runtime.engine_trellis2.edges import lone_and_crowded
 from trellis_runtime.engine_trellis2.gutters import fill_gutters
+from trellis_runtime.engine_trellis2.holes import fill_holes
 from trellis_runtime.engine_trellis2.nearest import Surface
+from trellis_runtime.engine_trellis2.packing import outline_faces
 from trellis_runtime.engine_trellis2.remesh import remesh
-from trellis_runtime.engine_trellis2.unwrap import Charts, covered_texels, unwrap
+from trellis_runtime.engine_trellis2.unwrap import covered_texels, unwrap
 from trellis_runtime.engine_trellis2.voxels import VoxelGrid
 
 
@@ -117,7 +121,7 @@ def test_texel_density_is_the_same_in_every_chart() -> None:
     real = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(
         dim=1
     )
-    flat = unwrapping._areas(layout.uvs, charts.faces).abs()
+    flat = signed_areas(layout.uvs, charts.faces).abs()
     density = [float(flat[charts.chart == c].sum() / real[charts.chart == c].sum()) for c in (0, 1)]
     assert density[0] == pytest.approx(density[1], rel=0.05)
 
@@ -196,3 +200,73 @@ def test_the_size_of_a_block_changes_nothing() -> None:
     whole, blocks = (remesh(surface, 48, 1, "cpu", block) for block in (10**6, 501))
     assert torch.equal(whole[0], blocks[0])
     assert torch.equal(whole[1], blocks[1])
+
+
+def pricked(*centres: int) -> trimesh.Trimesh:
+    """Return a ball without the faces around some of its vertices."""
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
+    ball.update_faces(~np.isin(ball.faces, centres).any(axis=1))
+    return ball
+
+
+def filled(mesh: trimesh.Trimesh, max_perimeter: float) -> trimesh.Trimesh:
+    vertices = torch.tensor(np.asarray(mesh.vertices), dtype=torch.float32)
+    faces = torch.tensor(np.asarray(mesh.faces), dtype=torch.int32)
+    made = fill_holes(vertices, faces, max_perimeter)
+    return trimesh.Trimesh(made[0].numpy(), made[1].numpy(), process=False)
+
+
+def test_small_holes_are_closed_and_large_ones_stay() -> None:
+    whole = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
+    mesh = pricked(700, 1500)
+    assert not mesh.is_watertight
+    closed = filled(mesh, 1.0)
+    assert closed.is_watertight
+    assert closed.is_winding_consistent
+    assert len(closed.faces) == len(whole.faces)  # a fan has as many faces as a vertex had
+    assert closed.volume == pytest.approx(whole.volume, rel=1e-4)
+    same = filled(mesh, 0.01)
+    assert np.array_equal(same.faces, mesh.faces)
+    perfect = filled(whole, 1.0)
+    assert np.array_equal(perfect.faces, whole.faces)
+
+
+def test_a_hole_that_touches_another_or_is_open_is_left_alone() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
+    rings = {v: set(ball.vertex_neighbors[v]) for v in range(700, len(ball.vertices))}
+    apart = [
+        w
+        for w in rings
+        if len(rings[700] & rings[w]) == 1 and w not in rings[700] and rings[w] & rings[700]
+    ]
+    touching = pricked(700, apart[0])  # the two share one vertex, where four lone edges meet
+    assert len(filled(touching, 1.0).faces) > len(touching.faces)
+    fin = trimesh.Trimesh([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]], [[0, 1, 2]], process=False)
+    assert len(filled(fin, 1.0).faces) == 4
+    crowded = trimesh.Trimesh(
+        [[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0], [0, -0.1, 0], [0, 0, 0.1]],
+        [[0, 1, 2], [1, 0, 3], [0, 1, 4]],
+        process=False,
+    )
+    assert len(filled(crowded, 1.0).faces) == 3
+
+
+def test_an_outline_covers_what_its_chart_does_with_fewer_faces() -> None:
+    ring = trimesh.creation.annulus(0.1, 0.3, 0.01)
+    top = trimesh.Trimesh(ring.vertices, ring.faces[ring.face_normals[:, 2] > 0.9])
+    top = top.subdivide().subdivide()
+    turned = cap(30)
+    lone, _ = lone_and_crowded(torch.from_numpy(turned.faces.copy()), len(turned.vertices))
+    edge = int(lone[0]) // 3
+    turned.faces[edge] = turned.faces[edge][::-1]  # the outline no longer closes: all faces stay
+    charts = charts_of(top, cap(45), turned)
+    flat = charts.vertices[:, :2].double()
+    faces, chart = outline_faces(flat, charts)
+    whole = signed_areas(flat, charts.faces).abs()
+    kept = signed_areas(flat, torch.from_numpy(faces)).abs()
+    for number in range(3):
+        mine, theirs = charts.chart == number, torch.from_numpy(chart == number)
+        assert float(kept[theirs].sum()) == pytest.approx(float(whole[mine].sum()), rel=1e-4)
+    assert (chart == 0).sum() < (charts.chart == 0).sum()
+    assert (chart == 1).sum() < (charts.chart == 1).sum() / 5
+    assert (chart == 2).sum() == (charts.chart == 2).sum()

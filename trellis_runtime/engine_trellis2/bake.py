@@ -1,8 +1,9 @@
 """From decoded voxels to an asset: clean, remesh, decimate, unwrap, bake.
 
 The steps and their constants are those of upstream's `o_voxel.postprocess.to_glb` at 5565d24, with
-these differences: decimation cannot loop for ever, the remeshing grid can be smaller than the
-voxels', charts are laid flat on the GPU (`unwrap`), texels can be looked up in blocks, gutters are
+these differences: holes are filled without CuMesh, which leaks there (`holes`), decimation cannot
+loop for ever, the remeshing grid can be smaller than the voxels', charts are laid flat on the GPU
+(`unwrap`) and packed by their outlines (`packing`), texels can be looked up in blocks, gutters are
 filled with the nearest texel, and colours can go to the vertices instead.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from trellis_runtime.engine import Asset
 from trellis_runtime.engine_trellis2.gutters import fill_gutters
+from trellis_runtime.engine_trellis2.holes import fill_holes
 from trellis_runtime.engine_trellis2.nearest import Surface
 from trellis_runtime.engine_trellis2.remesh import remesh
 from trellis_runtime.engine_trellis2.unwrap import cut, unwrap
@@ -40,7 +42,7 @@ _SIMPLIFY_BYTES_PER_FACE = 160  # edges, adjacency, quadrics and costs, from CuM
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What the decoders left, on the host: a mesh, and the voxels that colour it.
+    """What the decoders left: a mesh, and the voxels that colour it.
 
     vertices (V, 3) float32 in -0.5..0.5, faces (F, 3) int32, coords (L, 3) int32 in cells of
     `resolution`, attributes (L, 6) float32: base colour, metallic, roughness, alpha, each 0..1.
@@ -52,25 +54,30 @@ class Decoded:
     attributes: Tensor
     resolution: int
 
+    def on_host(self) -> Decoded:
+        """Return the same in host memory."""
+        return Decoded(
+            self.vertices.cpu(),
+            self.faces.cpu(),
+            self.coords.cpu(),
+            self.attributes.cpu(),
+            self.resolution,
+        )
+
 
 def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     """Return the textured asset that `plan` asks for."""
-    import cumesh
-
-    release()  # CuMesh can use nothing that torch has cached
-    mesh = cumesh.CuMesh()
-    mesh.init(decoded.vertices.cuda(), decoded.faces.cuda())
-    mesh.fill_holes(max_hole_perimeter=_HOLE_PERIMETER)
-    vertices, faces = mesh.read()
-    mesh.clear_cache()  # edges and adjacency: more than the mesh itself
-    release()
+    vertices, faces = fill_holes(decoded.vertices.cuda(), decoded.faces.cuda(), _HOLE_PERIMETER)
+    release()  # Warp and CuMesh can use nothing that torch has cached
     surface = Surface(vertices, faces)
     scope.step(1, 5)
     if plan.remesh:
-        mesh = None
-        mesh = _remeshed(vertices, faces, surface, decoded, plan)
+        mesh = _loaded(_remeshed(vertices, faces, surface, decoded, plan))
+        if plan.chunk_bake:
+            surface.forget()  # its tree is as large as what decimation needs
+        _simplify(mesh, plan.decimation_target)
     else:
-        _clean(mesh, plan.decimation_target)
+        mesh = _cleaned(_loaded((vertices, faces)), plan.decimation_target)
     if mesh.num_faces == 0:
         raise MeshRejected("no face is left after remeshing and decimation")
     scope.step(2, 5)
@@ -83,41 +90,50 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
 
 def _remeshed(
     vertices: Tensor, faces: Tensor, surface: Surface, decoded: Decoded, plan: Plan
-) -> Any:
+) -> tuple[Tensor, Tensor]:
+    """Return vertices and faces of the surface, remeshed on a grid."""
     import cumesh
 
     resolution = min(decoded.resolution, plan.remesh_resolution)
     if plan.chunk_bake:
-        remeshed = remesh(surface, resolution, plan.remesh_band, "cuda")
-    else:
-        remeshed = cumesh.remeshing.remesh_narrow_band_dc(
-            vertices,
-            faces,
-            center=torch.zeros(3, device="cuda"),
-            scale=(resolution + 3 * plan.remesh_band) / resolution,
-            resolution=resolution,
-            band=plan.remesh_band,
-            project_back=0,
-            verbose=False,
-            bvh=surface,
-        )
-    # What remeshing used is torch's cache now; CuMesh copies the surface into its own memory.
-    require_free("the remeshed surface", sum(t.numel() * t.element_size() for t in remeshed))
+        return remesh(surface, resolution, plan.remesh_band, "cuda")
+    made: tuple[Tensor, Tensor] = cumesh.remeshing.remesh_narrow_band_dc(
+        vertices,
+        faces,
+        center=torch.zeros(3, device="cuda"),
+        scale=(resolution + 3 * plan.remesh_band) / resolution,
+        resolution=resolution,
+        band=plan.remesh_band,
+        project_back=0,
+        verbose=False,
+        bvh=surface,
+    )
+    return made
+
+
+def _loaded(surface: tuple[Tensor, Tensor]) -> Any:
+    """Return a CuMesh of vertices and faces; it copies them into memory of its own."""
+    import cumesh
+
+    # CuMesh can use nothing that torch has cached.
+    require_free("the surface", sum(t.numel() * t.element_size() for t in surface))
     mesh = cumesh.CuMesh()
-    mesh.init(*remeshed)
-    del remeshed
-    _simplify(mesh, plan.decimation_target)
+    mesh.init(*surface)
     return mesh
 
 
-def _clean(mesh: Any, target: int) -> None:
+def _cleaned(mesh: Any, target: int) -> Any:
     for goal in (3 * target, target):
         _simplify(mesh, goal)
         mesh.remove_duplicate_faces()
         mesh.repair_non_manifold_edges()
         mesh.remove_small_connected_components(_SMALLEST_COMPONENT)
-        mesh.fill_holes(max_hole_perimeter=_HOLE_PERIMETER)
+        vertices, faces = mesh.read()
+        filled = fill_holes(vertices, faces, _HOLE_PERIMETER)
+        mesh = None
+        mesh = _loaded(filled)
     mesh.unify_face_orientations()
+    return mesh
 
 
 def _simplify(mesh: Any, target: int) -> None:

@@ -51,18 +51,18 @@ def _closest_point(
 class Surface:
     """Triangles that can be asked for their nearest point, as CuMesh's `cuBVH` can.
 
-    vertices (V, 3) float32 and faces (F, 3) int32 on one device. Memory is Warp's, not torch's:
-    about 100 bytes per face.
+    vertices (V, 3) float32 and faces (F, 3) int32 on one device. The tree over them is built when
+    it is first asked. Its memory is Warp's, not torch's: about 100 bytes per face.
     """
 
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         warp.init()  # does its work once
-        with _on_torch_stream(vertices):
-            self._mesh = warp.Mesh(
-                points=warp.from_torch(vertices.contiguous(), dtype=warp.vec3),
-                indices=warp.from_torch(faces.contiguous().reshape(-1), dtype=warp.int32),
-                bvh_constructor="lbvh" if vertices.is_cuda else "sah",
-            )
+        self._vertices, self._faces = vertices.contiguous(), faces.contiguous()
+        self._tree: warp.Mesh | None = None
+
+    def forget(self) -> None:
+        """Give the tree's memory back; the next question builds it again, in no time on a GPU."""
+        self._tree = None
 
     def unsigned_distance(self, points: Tensor) -> tuple[Tensor]:
         """Return distances (N,) of points (N, 3), in a tuple as `cuBVH` has it.
@@ -83,12 +83,22 @@ class Surface:
         self._launch(_closest_point, points, outputs)
         return faces, weights
 
+    def _built(self) -> warp.Mesh:
+        """Return the tree; called in torch's order."""
+        if self._tree is None:
+            self._tree = warp.Mesh(
+                points=warp.from_torch(self._vertices, dtype=warp.vec3),
+                indices=warp.from_torch(self._faces.reshape(-1), dtype=warp.int32),
+                bvh_constructor="lbvh" if self._vertices.is_cuda else "sah",
+            )
+        return self._tree
+
     def _launch(self, kernel: Any, points: Tensor, outputs: list[Any]) -> None:
         with _on_torch_stream(points):
             warp.launch(
                 kernel,
                 dim=len(points),
-                inputs=[self._mesh.id, warp.from_torch(points, dtype=warp.vec3), _FAR],
+                inputs=[self._built().id, warp.from_torch(points, dtype=warp.vec3), _FAR],
                 outputs=outputs,
                 device=warp.device_from_torch(points.device),
             )
