@@ -77,3 +77,4 @@ def test_too_many_faces_per_vertex_are_warned_of() -> None:
 def test_a_mesh_that_cannot_be_delivered_is_rejected(vertices: Any, faces: Any, words: str) -> None:
     with pytest.raises(MeshRejected, match=words):
         require_mesh(asset(vertices, faces))
+        inspect_mesh(asset(vertices, faces))

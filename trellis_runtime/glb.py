@@ -31,6 +31,7 @@ _FLOAT, _USHORT, _UINT, _UBYTE = 5126, 5123, 5125, 5121
 _ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_DECODERS = 2  # images decoded side by side
 _LINEAR, _TRILINEAR, _CLAMP = 9729, 9987, 33071
 
 
@@ -64,7 +65,7 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
         "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
         "materials": [material],
     }
-    return EncodedGlb(_pack(document, bytes(builder.blob)), used_format)
+    return EncodedGlb(_pack(document, builder.blob), used_format)
 
 
 class _Builder:
@@ -204,10 +205,10 @@ def _narrow(faces: NDArray[np.uint32]) -> NDArray[Any]:
     return faces.astype(np.uint16) if int(faces.max()) < 65535 else faces.astype(np.uint32)
 
 
-def _pack(document: dict[str, Any], blob: bytes) -> bytes:
+def _pack(document: dict[str, Any], blob: bytearray) -> bytes:
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
-    blob += b"\0" * (-len(blob) % 4)
+    blob.extend(b"\0" * (-len(blob) % 4))
     total = 12 + 8 + len(text) + 8 + len(blob)
     return b"".join(
         [
@@ -296,9 +297,10 @@ class _Reader:
         report.extensions_required = required
         for i in range(len(self._list("accessors"))):
             self._check_accessor(i)
-        for i in range(len(self._list("images"))):
-            image = self._image(i)
-            report.images.append((image.format or "?", *image.size))
+        images = range(len(self._list("images")))
+        with ThreadPoolExecutor(_DECODERS) as pool:  # decoding releases the GIL
+            for image in pool.map(self._image, images):
+                report.images.append((image.format or "?", *image.size))
         for primitive in self._primitives():
             positions, indices = self._geometry(primitive)
             report.vertices += len(positions)

@@ -29,13 +29,18 @@ Ints = NDArray[np.int64]
 def inspect_mesh(asset: Asset) -> MeshReport:
     """Return facts about a mesh that `require_mesh` let pass.
 
+    Raises `MeshRejected` where most faces have no area.
+
     Topology is counted after welding by position: UV seams double vertices and would look like
     boundaries.
     """
+    flat = _degenerate(asset)
+    if flat.mean() > _REJECTED_DEGENERATE_SHARE:
+        raise MeshRejected(f"{flat.mean():.0%} of the faces have no area")
     welded = _weld(asset.vertices, asset.faces)
     counts = _edge_counts(welded)
     extents = np.ptp(asset.vertices, axis=0)
-    degenerate = int(_degenerate(asset).sum())
+    degenerate = int(flat.sum())
     components = _component_count(welded)
     low, high = asset.vertices.min(axis=0), asset.vertices.max(axis=0)
     return MeshReport(
@@ -62,9 +67,6 @@ def require_mesh(asset: Asset) -> None:
         raise MeshRejected(f"a coordinate is {largest:.3g}; the limit is {BOUND}")
     if int(faces.max()) >= len(vertices) or int(faces.min()) < 0:
         raise MeshRejected(f"an index is {int(faces.max())}; the mesh has {len(vertices)} vertices")
-    share = float(_degenerate(asset).mean())
-    if share > _REJECTED_DEGENERATE_SHARE:
-        raise MeshRejected(f"{share:.0%} of the faces have no area")
 
 
 def _warnings(
