@@ -57,7 +57,7 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 docs: $(VENV)/base ## rewrite the files in docs/ that are made from code
 	$(PY) builder/write_docs.py
 
-bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE=speed)
+bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE="speed memory")
 	python3 -m benchmarks.gpu $(or $(SUITE),speed) --models $(MODELS) $(ARGS)
 
 bench: $(VENV)/base ## time each stage of the embedded engine; the last line is JSON

@@ -59,18 +59,18 @@ def decoded_from(mesh: Any, resolution: int) -> Decoded:
 
 @dataclass(slots=True)
 class Bench:
-    """One suite's run."""
+    """A loaded engine, and the rows of the suite that runs on it."""
 
-    suite: str
     worker: Worker
     out: Path
+    suite: str = ""
     warm: bool = True
     picture: Image.Image = field(default_factory=photo)
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, suite: str, models: Path, out: Path) -> Bench:
+    def start(cls, models: Path, out: Path) -> Bench:
         """Load the engine on synthetic weights; the shape drives its structure."""
         environment = dict(os.environ) | {
             "TRELLIS2_ENGINE": "trellis2",
@@ -80,10 +80,13 @@ class Bench:
             "TRELLIS2_MIN_FREE_DISK_GB": "0.1",
         }
         started = time.perf_counter()
-        bench = cls(suite, Worker.start(Settings.from_env(environment)), out)
-        bench.note("start", {"seconds": round(time.perf_counter() - started, 1)})
-        bench.note("init", bench.worker.init)
+        bench = cls(Worker.start(Settings.from_env(environment)), out)
+        print(f"# loaded in {time.perf_counter() - started:.1f} s: {bench.worker.init}", flush=True)
         return bench
+
+    def begin(self, suite: str) -> None:
+        """Begin a suite, with no rows yet."""
+        self.suite, self.rows, self.notes = suite, [], {}
 
     @property
     def engine(self) -> Trellis2Engine:

@@ -1,12 +1,10 @@
 """Measure the GPU engine beside upstream: a table for people, last line one JSON object.
 
-    python -m benchmarks.gpu speed   --models CKPT --out OUT
-    python -m benchmarks.gpu memory  --models CKPT --out OUT
-    python -m benchmarks.gpu lossless --models CKPT --resolutions 512
-    python -m benchmarks.gpu repeat   --models CKPT --resolutions 512
+    python -m benchmarks.gpu speed memory lossless repeat --models CKPT --out OUT
+    python -m benchmarks.gpu memory --models CKPT --cases 1024:2048:8 1536:2048:10:upstream
 
-CKPT is a synthetic checkpoint (builder/make_checkpoint.py). Needs a CUDA GPU, and upstream's
-packages importable.
+Suites named together share one process and its loaded models. CKPT is a synthetic checkpoint
+(builder/make_checkpoint.py). Needs a CUDA GPU, and upstream's packages importable.
 """
 
 from __future__ import annotations
@@ -19,16 +17,22 @@ from pathlib import Path
 from benchmarks import memory, speed, steady
 from benchmarks.common import Bench
 
+SUITES = ("speed", "memory", "lossless", "repeat")
+
 
 def main() -> None:
     """Run one suite."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suite", choices=("speed", "memory", "lossless", "repeat"))
+    parser.add_argument(
+        "suites", nargs="+", choices=SUITES, metavar="suite", help=", ".join(SUITES)
+    )
     parser.add_argument("--models", type=Path, required=True, help="a synthetic checkpoint")
     parser.add_argument("--out", type=Path, default=Path("output/bench-gpu"))
     parser.add_argument("--resolutions", type=int, nargs="+", default=[512, 1024, 1536])
+    parser.add_argument("--lossless-at", type=int, default=1024, metavar="RESOLUTION")
+    parser.add_argument("--repeat-at", type=int, default=512, metavar="RESOLUTION")
     parser.add_argument(
         "--glb",
         nargs="*",
@@ -46,18 +50,26 @@ def main() -> None:
     )
     args = parser.parse_args()
     faulthandler.enable()
-    bench = Bench.start(args.suite, args.models, args.out)
-    if args.suite == "speed":
-        bench.warm = not args.cold
+    bench = Bench.start(args.models, args.out)
+    bench.warm = not args.cold
+    reports = []
+    for suite in args.suites:
+        bench.begin(suite)
+        _run(bench, args)
+        reports.append(bench.report())
+    print(json.dumps(reports[0] if len(reports) == 1 else {"runs": reports}))
+
+
+def _run(bench: Bench, args: argparse.Namespace) -> None:
+    if bench.suite == "speed":
         glbs = [tuple(int(part) for part in text.split(":")) for text in args.glb]
         speed.run(bench, args.resolutions, glbs)  # type: ignore[arg-type]
-    elif args.suite == "memory":
+    elif bench.suite == "memory":
         memory.run(bench, args.cases)
-    elif args.suite == "lossless":
-        steady.run_lossless(bench, args.resolutions[0])
+    elif bench.suite == "lossless":
+        steady.run_lossless(bench, args.lossless_at)
     else:
-        steady.run_repeat(bench, args.resolutions[0])
-    print(json.dumps(bench.report()))
+        steady.run_repeat(bench, args.repeat_at)
 
 
 if __name__ == "__main__":

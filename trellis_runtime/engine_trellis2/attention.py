@@ -4,6 +4,9 @@ Upstream's sparse attention knows flash-attn 2 and 3 and xformers, and nothing e
 one its "sparse" attention is dense attention over one sequence, which torch computes itself; so
 where none of those packages is installed, a module of ours takes the place of `flash_attn` and
 answers its three calls with torch's scaled dot product attention.
+
+The fast flow models (`flow`) ask torch directly, whose cuDNN kernels were the fastest measured on
+an H200, so that the choice is for `TRELLIS2_FLOW=upstream` alone.
 """
 
 from __future__ import annotations

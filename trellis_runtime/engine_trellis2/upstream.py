@@ -183,7 +183,7 @@ def load(settings: Trellis2, room: int, note: Callable[[str, float], None]) -> P
         note("kernel_cache_found", float(_use_kernel_cache(settings)))
     fits = vram.available() > files.weight_bytes + room
     device = "cuda" if fits and settings.placement != "offload" else "cpu"
-    kernels = attention.choose()
+    kernels = "sdpa" if settings.flow == "fast" else attention.choose()
     os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
     with ThreadPoolExecutor(1, thread_name_prefix="load") as beside:
         with _timed("import_upstream", note):
