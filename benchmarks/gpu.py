@@ -45,8 +45,8 @@ def main() -> None:
         "--cases",
         nargs="*",
         default=memory.DEFAULT_CASES,
-        metavar="RESOLUTION:TEXTURE:GB[:upstream]",
-        help="jobs and card sizes of suite memory",
+        metavar="RESOLUTION:TEXTURE:GB[:upstream|:grow=STAGE]",
+        help="jobs and card sizes of suite memory; grow: the card fills up in mid-stage",
     )
     args = parser.parse_args()
     faulthandler.enable()

@@ -28,6 +28,10 @@ DEFAULT_CASES = [
     *(f"512:{case}" for case in ("2048:24", "2048:6", "4096:6")),
     *(f"1536:2048:{gb}" for gb in (80, 24, 16, 12, 10, 8, 6)),
     *(f"1536:4096:{gb}" for gb in (24, 10, 6)),
+    *(f"1024:2048:24:grow={s}" for s in ("structure", "shape", "texture", "decode", "bake")),
+    "1024:2048:24",  # the next job is at full quality and speed
+    *(f"1024:2048:{gb}:upstream" for gb in (12, 8)),  # on 6 GB it takes the process with it
+    *(f"1536:2048:{gb}:upstream" for gb in (12, 10)),
 ]
 
 

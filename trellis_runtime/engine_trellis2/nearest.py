@@ -11,8 +11,11 @@ from typing import Any
 import warp
 from torch import Tensor, empty, float32, int32
 
+from trellis_runtime.engine_trellis2.vram import require_free
+
 warp.config.log_level = warp.LOG_WARNING  # it prints to stdout, where our log is
 
+_BUILD_BYTES_PER_FACE = 200  # the tree and what building it takes, from Warp's own arrays
 _FAR = 10.0  # beyond any two points of a mesh in -0.5..0.5
 
 
@@ -84,8 +87,14 @@ class Surface:
         return faces, weights
 
     def _built(self) -> warp.Mesh:
-        """Return the tree; called in torch's order."""
+        """Return the tree; called in torch's order.
+
+        Raises `OutOfVram` where it does not fit: Warp says on stderr that an allocation failed,
+        goes on, and leaves the device with an illegal memory access.
+        """
         if self._tree is None:
+            if self._vertices.is_cuda:
+                require_free("the surface's tree", len(self._faces) * _BUILD_BYTES_PER_FACE)
             self._tree = warp.Mesh(
                 points=warp.from_torch(self._vertices, dtype=warp.vec3),
                 indices=warp.from_torch(self._faces.reshape(-1), dtype=warp.int32),
