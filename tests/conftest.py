@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 JS = Path(__file__).parent / "js"
 IN_CI = os.environ.get("CI") == "true"
 
+os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined: they run on the CPU here
 configure_logging("error", "json")
 
 
