@@ -3,7 +3,8 @@
 The steps and constants are those of `cumesh.remeshing.remesh_narrow_band_dc` at cf1a2f0 without
 projecting back, which holds every cell's twelve neighbours at once (3.5 GB at 1536) and a hash map
 of corners. Here corners are asked of the surface block by block, and cells are found by binary
-search in sorted keys. Cells, crossings and quads are the same; the order of vertices is another.
+search in sorted keys. Vertices and triangles are the same, in the same order: decimation settles
+ties by it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ BLOCK_CELLS = 262_144
 _COARSEST = 32
 _REACH = 0.87  # of a cell's side, about half its diagonal: upstream's own margin
 _CORNERS = tuple((i >> 2 & 1, i >> 1 & 1, i & 1) for i in range(8))
+_CHILDREN = tuple((i & 1, i >> 1 & 1, i >> 2 & 1) for i in range(8))  # in upstream's order
 # The four cells around the last edge of a cell, along x, y and z, in the order of upstream's quads.
 _AROUND = (
     ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)),
@@ -46,11 +48,6 @@ class _Grid:
         distances: Tensor = self.surface.unsigned_distance(places.reshape(-1, 3))[0]
         return distances.reshape(points.shape[:-1]) - self.offset
 
-    def cells(self, keys: Tensor) -> Tensor:
-        """Return the cells (..., 3) that `cell_keys` made these of."""
-        side = self.side
-        return torch.stack([keys // (side * side), keys // side % side, keys % side], dim=-1)
-
 
 def remesh(
     surface: Any, side: int, band: float, device: str, block: int = BLOCK_CELLS
@@ -62,14 +59,14 @@ def remesh(
     """
     scale = (side + 3 * band) / side
     grid = _Grid(surface, side, scale, band * scale / side)
-    keys = _narrow_band(grid, block, device)
-    duals, crossings = _dual_contour(grid, keys, block)
-    quads, outwards = _quads(grid, keys, crossings, block)
-    used = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+    cells = _narrow_band(grid, block, device)
+    duals, crossings = _dual_contour(grid, cells, block)
+    quads, outwards = _quads(grid, cells, crossings, block)
+    used = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
     used[quads.reshape(-1).long()] = True
     number = torch.cumsum(used, 0, dtype=torch.int32) - 1
     vertices = (duals[used] / side - 0.5) * scale
-    del duals, keys, crossings
+    del duals, cells, crossings
     parts = [
         _triangles(vertices, number[some.long()], out)
         for some, out in zip(quads.split(block), outwards.split(block), strict=True)  # type: ignore[no-untyped-call]
@@ -78,14 +75,14 @@ def remesh(
 
 
 def _narrow_band(grid: _Grid, block: int, device: str) -> Tensor:
-    """Return sorted keys of the finest cells that the offset surface may pass."""
+    """Return the finest cells (N, 3) int32 that the offset surface may pass, families together."""
     side = grid.side
     while side > _COARSEST and side % 2 == 0:
         side //= 2
     axis = torch.arange(side, dtype=torch.int32, device=device)
     cells = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
     cells = _near(grid, cells, side)
-    offsets = torch.tensor(_CORNERS, dtype=torch.int32, device=device)
+    offsets = torch.tensor(_CHILDREN, dtype=torch.int32, device=device)
     while side < grid.side:
         side *= 2
         kept = []
@@ -93,7 +90,7 @@ def _narrow_band(grid: _Grid, block: int, device: str) -> Tensor:
             children = (parents[:, None] * 2 + offsets).reshape(-1, 3)
             kept.append(_near(grid, children, side))
         cells = torch.cat(kept) if kept else cells
-    return cell_keys(cells, grid.side).sort().values
+    return cells
 
 
 def _near(grid: _Grid, cells: Tensor, side: int) -> Tensor:
@@ -101,20 +98,19 @@ def _near(grid: _Grid, cells: Tensor, side: int) -> Tensor:
     return cells[distances < _REACH * grid.scale / side]
 
 
-def _dual_contour(grid: _Grid, keys: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _dual_contour(grid: _Grid, cells: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Return each cell's dual vertex (N, 3) in cells, and (N, 3) int8 how its last edges cross.
 
     A dual vertex is the mean of where the twelve edges cross the surface, the cell's middle where
     none does; 1 is a crossing outwards, -1 inwards.
     """
-    duals = torch.empty((len(keys), 3), device=keys.device)
-    crossings = torch.empty((len(keys), 3), dtype=torch.int8, device=keys.device)
-    corners = torch.tensor(_CORNERS, device=keys.device)
-    for start in range(0, len(keys), block):
+    duals = torch.empty((len(cells), 3), device=cells.device)
+    crossings = torch.empty((len(cells), 3), dtype=torch.int8, device=cells.device)
+    corners = torch.tensor(_CORNERS, device=cells.device)
+    for start in range(0, len(cells), block):
         part = slice(start, start + block)
-        cells = grid.cells(keys[part])
-        values = grid.distance((cells[:, None] + corners).float(), grid.side)
-        duals[part], crossings[part] = _cells_duals(cells.float(), values)
+        values = grid.distance((cells[part, None] + corners).float(), grid.side)
+        duals[part], crossings[part] = _cells_duals(cells[part].float(), values)
     return duals, crossings
 
 
@@ -137,17 +133,17 @@ def _cells_duals(cells: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((count > 0)[:, None], total / count.clamp(min=1)[:, None], cells + 0.5), last
 
 
-def _quads(grid: _Grid, keys: Tensor, crossings: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _quads(grid: _Grid, cells: Tensor, crossings: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Return quads (Q, 4) int32 of cells around each crossed edge, and (Q,) bool: outwards."""
     quads, outwards = [], []
-    around = torch.tensor(_AROUND, device=keys.device)
-    for start in range(0, len(keys), block):
+    keys, order = cell_keys(cells, grid.side).sort()
+    around = torch.tensor(_AROUND, dtype=torch.int32, device=cells.device)
+    for start in range(0, len(cells), block):
         part = crossings[start : start + block]
         row, axis = torch.nonzero(part, as_tuple=True)
-        cells = grid.cells(keys[start + row])
-        at, exist = find(keys, cells[:, None] + around[axis], grid.side)
+        at, exist = find(keys, cells[start + row, None] + around[axis], grid.side)
         whole = exist.all(dim=1)
-        quads.append(at[whole].int())
+        quads.append(order[at[whole]].int())
         outwards.append(part[row, axis][whole] == 1)
     return torch.cat(quads), torch.cat(outwards)
 

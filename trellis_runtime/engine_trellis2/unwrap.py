@@ -4,8 +4,8 @@ Upstream finds charts on the GPU in a tenth of a second and then has xatlas find
 tens of thousands of them again on the CPU. A chart whose normals lie in a cone is laid flat by a
 projection along the cone's axis (xatlas tries the same first, and calls it Ortho): here all charts
 at once. Where a projection folds or covers a texel twice, that chart alone is cut by the six
-directions its faces look in, then in half, and in half again; what still overlaps goes to xatlas,
-which also packs them all.
+directions its faces look in, then in half, and in half again; what still overlaps goes to xatlas.
+`packing` finds them their places.
 """
 
 from __future__ import annotations
