@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent.parent / "docs"
-_WIDTH, _HEIGHT, _PAD = 360, 240, 44
+_WIDTH, _HEIGHT, _PAD = 360, 240, 50
 _COLORS = {"upstream": "#b279a2", "ours": "#4c78a8"}
 
 Points = list[tuple[float, float]]
