@@ -168,6 +168,8 @@ def test_the_nearest_point_is_the_nearest() -> None:
     assert torch.allclose(distances, (points.norm(dim=1) - 0.4).abs(), atol=1e-3)
     nearest = (vertices[faces[face.long()].long()] * weights[..., None]).sum(1)
     assert torch.allclose((nearest - points).norm(dim=1), distances, atol=1e-6)
+    surface.forget()  # its tree's memory is given back, and it can still be asked
+    assert torch.equal(surface.unsigned_distance(points)[0], distances)
 
 
 @pytest.mark.parametrize("band", [1, 2])
