@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from trellis_runtime.engine_trellis2.bake import Decoded, Sampler
 from trellis_runtime.engine_trellis2.nearest import Surface
 from trellis_runtime.engine_trellis2.unwrap import covered_texels
+from trellis_runtime.mesh import component_count
 
 _POINTS = 200_000
 
@@ -41,7 +40,7 @@ def report(baked: Baked, sampler: Sampler) -> dict[str, float]:
     uvs = torch.from_numpy(baked.uvs).cuda()
     used, overlap = _coverage(uvs, faces)
     return {
-        "charts": _charts(baked),
+        "charts": component_count(baked.faces),  # vertices are separate in texture space
         "utilization": round(used, 4),
         "overlap": round(overlap, 6),
         "stretch": round(_stretch(vertices, faces, uvs), 3),
@@ -88,15 +87,6 @@ def voxel_sampler(decoded: Decoded) -> Sampler:
     """Return what looks up voxels' colours near a surface point."""
     vertices, faces = decoded.vertices.cuda(), decoded.faces.cuda()
     return Sampler(decoded, vertices, faces, Surface(vertices, faces))
-
-
-def _charts(baked: Baked) -> int:
-    """Count connected parts in texture space: vertices are separate there already."""
-    number = len(baked.vertices)
-    edges = baked.faces[:, [0, 1, 1, 2]].reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(number, number))
-    _, labels = connected_components(graph, directed=False)
-    return len(np.unique(labels[baked.faces[:, 0]]))
 
 
 def _coverage(uvs: Tensor, faces: Tensor, size: int = 4096) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def inspect_mesh(asset: Asset) -> MeshReport:
     counts = _edge_counts(welded)
     extents = np.ptp(asset.vertices, axis=0)
     degenerate = int(flat.sum())
-    components = _component_count(welded)
+    components = component_count(welded)
     low, high = asset.vertices.min(axis=0), asset.vertices.max(axis=0)
     return MeshReport(
         vertices=len(asset.vertices),
@@ -106,16 +106,30 @@ def _weld(vertices: NDArray[np.float32], faces: NDArray[np.uint32]) -> Ints:
 
 def _edge_counts(faces: Ints) -> Ints:
     """Return how many faces share each edge."""
-    edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    edges = np.sort(half_edges(faces), axis=1)
     _, counts = np.unique((edges[:, 0] << 32) | edges[:, 1], return_counts=True)
     return np.asarray(counts)
 
 
-def _component_count(faces: Ints) -> int:
+def component_count(faces: Ints) -> int:
+    """Return how many parts faces (F, 3) fall into that share no vertex."""
     if len(faces) == 0:
         return 0
-    size = int(faces.max()) + 1
     links = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), (size, size))
-    _, labels = connected_components(graph, directed=False)
+    _, labels = connected(links[:, 0], links[:, 1], int(faces.max()) + 1)
     return len(np.unique(labels[faces[:, 0]]))
+
+
+def half_edges(faces: Ints) -> Ints:
+    """Return the edges (3 F, 2) of faces (F, 3), each in its face's direction."""
+    return faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+
+
+def connected(first: Ints, second: Ints, count: int) -> tuple[int, Ints]:
+    """Return the number of parts that links from `first` to `second` (L,) make, and each one's.
+
+    The second is (count,): the part of each of `count` things, numbered from 0.
+    """
+    graph = coo_array((np.ones(len(first), np.int8), (first, second)), (count, count))
+    number, labels = connected_components(graph, directed=False)
+    return int(number), labels.astype(np.int64)

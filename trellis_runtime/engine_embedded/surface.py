@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trellis_runtime.engine_embedded.inflation import Mask
+from trellis_runtime.mesh import half_edges
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -77,7 +78,7 @@ def decimate(surface: Surface, target: int) -> Surface | None:
 
 def is_closed(surface: Surface) -> bool:
     """Whether each edge has exactly two faces, which run along it in opposite directions."""
-    edges = surface.faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+    edges = half_edges(surface.faces)
     forward = np.sort((edges[:, 0] << 32) | edges[:, 1])
     backward = np.sort((edges[:, 1] << 32) | edges[:, 0])
     return bool((np.diff(forward) > 0).all() and np.array_equal(forward, backward))

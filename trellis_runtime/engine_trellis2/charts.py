@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -51,6 +54,12 @@ def chart_of_vertex(charts: Charts) -> Tensor:
     of_vertex = torch.zeros(len(charts.vertices), dtype=torch.int64, device=charts.faces.device)
     of_vertex[charts.faces.reshape(-1)] = charts.chart.repeat_interleave(3)
     return of_vertex
+
+
+def runs(chart: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return where each run of equal values begins and ends."""
+    cuts = np.flatnonzero(np.diff(chart)) + 1
+    return list(pairwise([0, *cuts.tolist(), len(chart)]))
 
 
 def extents(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 
-def half_edges(faces: Tensor) -> Tensor:
-    """Return the edges (3 F, 2) of faces (F, 3), each in its face's direction: edge i is of face
-    i // 3."""
-    return faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+def ends(faces: Tensor, which: Tensor) -> Tensor:
+    """Return the vertices (E, 2) of half edges `which` (E,), in their faces' direction.
+
+    Half edge 3 i + k goes from corner k of face i to the next.
+    """
+    face, side = which // 3, which % 3
+    return torch.stack([faces[face, side], faces[face, (side + 1) % 3]], dim=1)
 
 
 def lone_and_crowded(faces: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -17,7 +20,7 @@ def lone_and_crowded(faces: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     faces (F, 3) index `count` vertices.
     """
-    edges = half_edges(faces)
+    edges = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
     keys = edges.amin(1).long() * count + edges.amax(1)
     del edges
     keys, order = keys.sort()

@@ -7,14 +7,12 @@ where their new vertex lies, is the same; new faces turn the way that their neig
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from trellis_runtime.engine_trellis2.charts import sum_by
-from trellis_runtime.engine_trellis2.edges import lone_and_crowded
+from trellis_runtime.engine_trellis2.edges import ends, lone_and_crowded
+from trellis_runtime.mesh import connected
 
 
 def fill_holes(vertices: Tensor, faces: Tensor, max_perimeter: float) -> tuple[Tensor, Tensor]:
@@ -26,13 +24,13 @@ def fill_holes(vertices: Tensor, faces: Tensor, max_perimeter: float) -> tuple[T
     lone, crowded = lone_and_crowded(faces, len(vertices))
     if len(lone) == 0:
         return vertices, faces
-    face, side = lone // 3, lone % 3
-    start, end = faces[face, side], faces[face, (side + 1) % 3]
+    edges = ends(faces, lone)
+    start, end = edges.unbind(1)
     run, closed = _runs(start.long(), end.long(), crowded, len(vertices))
-    ends = vertices[torch.stack([start, end], 1).long()]
-    around = sum_by(run, (ends[:, 0] - ends[:, 1]).norm(dim=1), len(closed))
-    number = sum_by(run, torch.ones_like(ends[:, 0, :1]), len(closed))
-    middle = sum_by(run, ends.mean(1), len(closed)) / number
+    points = vertices[edges.long()]
+    around = sum_by(run, (points[:, 0] - points[:, 1]).norm(dim=1), len(closed))
+    number = sum_by(run, torch.ones_like(points[:, 0, :1]), len(closed))
+    middle = sum_by(run, points.mean(1), len(closed)) / number
     chosen = closed & (around < max_perimeter)
     added = len(vertices) + chosen.cumsum(0) - 1
     inside = chosen[run]
@@ -51,11 +49,11 @@ def _runs(start: Tensor, end: Tensor, crowded: Tensor, count: int) -> tuple[Tens
     corner, edge = corner[order], edge[order]
     linked = (corner[1:] == corner[:-1]) & simple[corner[1:]]
     a, b = edge[:-1][linked].cpu().numpy(), edge[1:][linked].cpu().numpy()
-    graph = coo_array((np.ones(len(a), np.int8), (a, b)), (len(start), len(start)))
-    runs, labels = connected_components(graph, directed=False)
-    run = torch.from_numpy(labels).long().to(start.device)
+    runs, labels = connected(a, b, len(start))
+    run = torch.from_numpy(labels).to(start.device)
     # Closed when at both ends of each edge another of its run begins or ends.
-    places, uses = (corner * runs + run[edge]).unique(return_counts=True)
+    places = corner * runs + run[edge]
+    places, uses = places.unique(return_counts=True)  # type: ignore[no-untyped-call]
     closed = torch.ones(runs, dtype=torch.bool, device=start.device)
     closed[places[uses < 2] % runs] = False
     return run, closed

@@ -14,12 +14,17 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from trellis_runtime.engine_trellis2.charts import Charts, chart_of_vertex, signed_areas, sum_by
-from trellis_runtime.engine_trellis2.edges import half_edges, lone_and_crowded
+from trellis_runtime.engine_trellis2.charts import (
+    Charts,
+    chart_of_vertex,
+    runs,
+    signed_areas,
+    sum_by,
+)
+from trellis_runtime.engine_trellis2.edges import ends, lone_and_crowded
+from trellis_runtime.mesh import connected
 
 _GROUPS = 16  # xatlas reads each group in a thread of its own
 _SAME_AREA = 1e-3  # of a chart's area: an outline that tells more or less was read wrongly
@@ -87,29 +92,34 @@ def outline_faces(flat: Tensor, charts: Charts) -> tuple[Ints, Ints]:
 
     edges, of_edge = _boundary(charts)
     points = flat.cpu().numpy()
-    areas = sum_by(charts.chart, signed_areas(flat, charts.faces).abs(), charts.count)
-    wanted = areas.cpu().numpy()
-    made, whole = [], np.ones(charts.count, np.bool_)
+    filled, owners = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
     for number, rings in _rings(edges, of_edge, points):
         ids = np.concatenate(rings)
-        ends = np.cumsum([len(ring) for ring in rings]).astype(np.uint32)
-        filled = mapbox_earcut.triangulate_float64(points[ids], ends).astype(np.int64)
-        triangles = ids[filled.reshape(-1, 3)]
-        if abs(_covered(points, triangles) - wanted[number]) <= _SAME_AREA * wanted[number]:
-            whole[number] = False
-            made.append((triangles, np.full(len(triangles), number)))
-    kept = whole[charts.chart.cpu().numpy()]
-    made.append((charts.faces.cpu().numpy()[kept], charts.chart.cpu().numpy()[kept]))
-    chart = np.concatenate([part[1] for part in made])
-    order = np.argsort(chart, kind="stable")
-    return np.concatenate([part[0] for part in made])[order], chart[order]
+        limits = np.cumsum([len(ring) for ring in rings]).astype(np.uint32)
+        corners = mapbox_earcut.triangulate_float64(points[ids], limits).astype(np.int64)
+        filled.append(ids[corners.reshape(-1, 3)])
+        owners.append(np.full(len(filled[-1]), number))
+    outlined, owner = np.concatenate(filled), np.concatenate(owners)
+    good = _same_area(flat, charts, outlined, owner)
+    chart = charts.chart.cpu().numpy()
+    parts = outlined[good[owner]], charts.faces.cpu().numpy()[~good[chart]]
+    of_part = np.concatenate([owner[good[owner]], chart[~good[chart]]])
+    order = np.argsort(of_part, kind="stable")
+    return np.concatenate(parts)[order], of_part[order]
+
+
+def _same_area(flat: Tensor, charts: Charts, outlined: Ints, owner: Ints) -> NDArray[np.bool_]:
+    """Return, (charts,), whether the faces `outlined` of each chart cover what its own do."""
+    faces, of_face = (torch.from_numpy(x).to(flat.device) for x in (outlined, owner))
+    wanted = sum_by(charts.chart, signed_areas(flat, charts.faces).abs(), charts.count)
+    covered = sum_by(of_face, signed_areas(flat, faces).abs(), charts.count)
+    return ((covered - wanted).abs() <= _SAME_AREA * wanted).cpu().numpy()
 
 
 def _boundary(charts: Charts) -> tuple[Ints, Ints]:
     """Return the edges (E, 2) that one face alone has, in that face's direction, and charts."""
     lone, _ = lone_and_crowded(charts.faces, len(charts.vertices))
-    edges = half_edges(charts.faces)[lone]
-    return edges.cpu().numpy(), charts.chart[lone // 3].cpu().numpy()
+    return ends(charts.faces, lone).cpu().numpy(), charts.chart[lone // 3].cpu().numpy()
 
 
 def _rings(edges: Ints, chart: Ints, points: Floats) -> Iterator[tuple[int, list[Ints]]]:
@@ -129,14 +139,14 @@ def _rings(edges: Ints, chart: Ints, points: Floats) -> Iterator[tuple[int, list
     order = np.lexsort((place, ring, chart))
     vertices, ring, chart = edges[order, 0], ring[order], chart[order]
     starts = np.flatnonzero(np.r_[True, ring[1:] != ring[:-1]])
-    ends = np.r_[starts[1:], len(ring)]
+    stops = np.r_[starts[1:], len(ring)]
     following = points[edges[order, 1]]
     turned = points[vertices, 0] * following[:, 1] - points[vertices, 1] * following[:, 0]
     width = np.abs(np.add.reduceat(turned, starts))
     widest = np.lexsort((-width, chart[starts]))
-    starts, ends = starts[widest], ends[widest]
-    for begin, end in _runs(chart[starts]):
-        rings = zip(starts[begin:end].tolist(), ends[begin:end].tolist(), strict=True)
+    starts, stops = starts[widest], stops[widest]
+    for begin, end in runs(chart[starts]):
+        rings = zip(starts[begin:end].tolist(), stops[begin:end].tolist(), strict=True)
         yield int(chart[starts[begin]]), [vertices[a:b] for a, b in rings]
 
 
@@ -145,8 +155,7 @@ def _walk(edges: Ints) -> tuple[Ints, Ints]:
     following = np.empty(len(edges), np.int64)
     following[np.argsort(edges[:, 1], kind="stable")] = np.argsort(edges[:, 0], kind="stable")
     here = np.arange(len(edges))
-    links = coo_array((np.ones(len(edges), np.int8), (here, following)), (len(edges), len(edges)))
-    _, ring = connected_components(links, directed=False)
+    _, ring = connected(here, following, len(edges))
     _, first = np.unique(ring, return_index=True)
     before = np.empty_like(following)
     before[following] = here
@@ -155,18 +164,7 @@ def _walk(edges: Ints) -> tuple[Ints, Ints]:
     while (before != first[ring]).any():  # each round doubles how far back an edge has looked
         place += place[before]
         before = before[before]
-    return ring.astype(np.int64), place
-
-
-def _covered(points: Floats, triangles: Ints) -> float:
-    a, b, c = points[triangles].transpose(1, 2, 0)
-    return float(np.abs((b - a)[0] * (c - a)[1] - (b - a)[1] * (c - a)[0]).sum() / 2)
-
-
-def _runs(values: Ints) -> list[tuple[int, int]]:
-    """Return where each run of equal values begins and ends."""
-    cuts = np.flatnonzero(np.diff(values)) + 1
-    return list(pairwise([0, *cuts.tolist(), len(values)]))
+    return ring, place
 
 
 def _groups(

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from trellis_runtime.engine_trellis2.charts import (
@@ -28,10 +25,12 @@ from trellis_runtime.engine_trellis2.charts import (
     cross,
     extents,
     face_normals,
+    runs,
     signed_areas,
     sum_by,
 )
 from trellis_runtime.engine_trellis2.packing import pack
+from trellis_runtime.mesh import connected, half_edges
 
 _STEEPEST = math.cos(math.radians(80))
 """A face steeper than this to its chart's axis would be squeezed to a sixth of its width."""
@@ -136,14 +135,12 @@ def _recut(charts: Charts, which: Tensor, label: Tensor) -> tuple[Charts, int, T
 
 def _connected(faces: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number the parts of faces (F, 3) that share an edge and a label (F,)."""
-    edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    edges = np.sort(half_edges(faces), axis=1)
     of_face = np.repeat(np.arange(len(faces)), 3)
     order = np.lexsort((label[of_face], edges[:, 1], edges[:, 0]))
     edges, of_face = edges[order], of_face[order]
     same = (edges[1:] == edges[:-1]).all(1) & (label[of_face[1:]] == label[of_face[:-1]])
-    pairs = of_face[:-1][same], of_face[1:][same]
-    graph = coo_array((np.ones(len(pairs[0]), np.int8), pairs), (len(faces), len(faces)))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    return connected(of_face[:-1][same], of_face[1:][same], len(faces))[1]
 
 
 def _with_charts(charts: Charts, chart: Tensor) -> Charts:
@@ -224,7 +221,7 @@ def _redo(charts: Charts, flat: Tensor, refused: Tensor) -> tuple[Charts, Tensor
     parts = []
     faces, chart = charts.faces[bad].cpu().numpy(), charts.chart[bad].cpu().numpy()
     positions = charts.vertices.cpu().numpy()
-    for begin, end in _runs(chart):
+    for begin, end in runs(chart):
         vertices, local = np.unique(faces[begin:end], return_inverse=True)
         atlas.add_mesh(positions[vertices], local.reshape(-1, 3).astype(np.uint32))
         parts.append(vertices)
@@ -235,19 +232,13 @@ def _redo(charts: Charts, flat: Tensor, refused: Tensor) -> tuple[Charts, Tensor
     return _joined(made)
 
 
-def _runs(chart: NDArray[np.int64]) -> list[tuple[int, int]]:
-    cuts = np.flatnonzero(np.diff(chart)) + 1
-    limits = [0, *cuts.tolist(), len(chart)]
-    return list(pairwise(limits))
-
-
-_Piece = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # vertices, faces, chart, source, flat
+_Piece = tuple[Charts, Tensor]  # charts, and coordinates (V, 2) of their vertices
 
 
 def _keep(charts: Charts, flat: Tensor, faces: Tensor) -> _Piece:
     used, local = charts.faces[faces].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    _, chart = charts.chart[faces].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    return charts.vertices[used], local, chart, charts.source[used], flat[used]
+    kept, chart = charts.chart[faces].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return Charts(charts.vertices[used], local, chart, charts.source[used], len(kept)), flat[used]
 
 
 def _read(atlas: Any, number: int, vertices: NDArray[np.int64], charts: Charts) -> list[_Piece]:
@@ -262,32 +253,26 @@ def _read(atlas: Any, number: int, vertices: NDArray[np.int64], charts: Charts) 
     at = torch.from_numpy(vertices[source.astype(np.int64)]).to(device)
     local = torch.from_numpy(faces.astype(np.int64)[order]).to(device)
     flat = torch.from_numpy(uvs * [atlas.width, atlas.height]).float().to(device)
-    positions = charts.vertices[at]
-    piece = Charts(positions, local, torch.from_numpy(chart[order]).to(device), at, len(numbers))
+    owner = torch.from_numpy(chart[order]).to(device)
+    piece = Charts(charts.vertices[at], local, owner, charts.source[at], len(numbers))
     wanted = sum_by(piece.chart, face_normals(piece).norm(dim=1) / 2, piece.count)
     have = sum_by(piece.chart, signed_areas(flat, local).abs(), piece.count)
     scale = (wanted / have.clamp(min=1e-12)).sqrt()
-    flat = flat * scale[chart_of_vertex(piece), None]
-    return [(positions, local, piece.chart, charts.source[at], flat)]
+    return [(piece, flat * scale[chart_of_vertex(piece), None])]
 
 
 def _joined(pieces: list[_Piece]) -> tuple[Charts, Tensor]:
-    vertices, faces, chart, source, flat = [], [], [], [], []
+    faces, chart = [], []
     before = count = 0
-    for piece in pieces:
-        if len(piece[1]) == 0:
-            continue
-        vertices.append(piece[0])
-        faces.append(piece[1] + before)
-        chart.append(piece[2] + count)
-        source.append(piece[3])
-        flat.append(piece[4])
-        before += len(piece[0])
-        count += int(piece[2].max()) + 1
-    charts = Charts(
-        torch.cat(vertices), torch.cat(faces), torch.cat(chart), torch.cat(source), count
-    )
-    return charts, torch.cat(flat)
+    for piece, _ in pieces:
+        faces.append(piece.faces + before)
+        chart.append(piece.chart + count)
+        before += len(piece.vertices)
+        count += piece.count
+    vertices = torch.cat([piece.vertices for piece, _ in pieces])
+    source = torch.cat([piece.source for piece, _ in pieces])
+    charts = Charts(vertices, torch.cat(faces), torch.cat(chart), source, count)
+    return charts, torch.cat([flat for _, flat in pieces])
 
 
 def _basis(axes: Tensor) -> tuple[Tensor, Tensor]:
