@@ -49,12 +49,8 @@ def plan_for(resolution: int, **wishes: Any) -> Plan:
 def decoded_from(mesh: Any, resolution: int) -> Decoded:
     """Turn upstream's mesh with voxels into what our bake takes."""
     return Decoded(
-        mesh.vertices.float().cpu(),
-        mesh.faces.int().cpu(),
-        mesh.coords.int().cpu(),
-        mesh.attrs.float().cpu(),
-        resolution,
-    )
+        mesh.vertices.float(), mesh.faces.int(), mesh.coords.int(), mesh.attrs.float(), resolution
+    ).on_host()
 
 
 @dataclass(slots=True)

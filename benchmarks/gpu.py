@@ -21,7 +21,7 @@ SUITES = ("speed", "memory", "lossless", "repeat")
 
 
 def main() -> None:
-    """Run one suite."""
+    """Run the suites that are named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

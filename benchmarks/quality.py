@@ -85,8 +85,7 @@ def from_asset(asset: Any) -> Baked:
 
 def voxel_sampler(decoded: Decoded) -> Sampler:
     """Return what looks up voxels' colours near a surface point."""
-    vertices, faces = decoded.vertices.cuda(), decoded.faces.cuda()
-    return Sampler(decoded, vertices, faces, Surface(vertices, faces))
+    return Sampler(decoded, Surface(decoded.vertices.cuda(), decoded.faces.cuda()))
 
 
 def _coverage(uvs: Tensor, faces: Tensor, size: int = 4096) -> tuple[float, float]:

@@ -297,10 +297,8 @@ class _Reader:
         report.extensions_required = required
         for i in range(len(self._list("accessors"))):
             self._check_accessor(i)
-        images = range(len(self._list("images")))
         with ThreadPoolExecutor(_DECODERS) as pool:  # decoding releases the GIL
-            for image in pool.map(self._image, images):
-                report.images.append((image.format or "?", *image.size))
+            report.images += pool.map(self._image_facts, range(len(self._list("images"))))
         for primitive in self._primitives():
             positions, indices = self._geometry(primitive)
             report.vertices += len(positions)
@@ -418,6 +416,10 @@ class _Reader:
         webp = self._object(texture.get("extensions", {}), "extensions").get("EXT_texture_webp")
         source = self._object(webp, "EXT_texture_webp") if webp is not None else texture
         return self._image(source.get("source"))
+
+    def _image_facts(self, at: int) -> tuple[str, int, int]:
+        image = self._image(at)  # not kept: a file may hold many
+        return image.format or "?", *image.size
 
     def _image(self, at: Any) -> Image.Image:
         stated = self._object(self._item("images", at), "image")

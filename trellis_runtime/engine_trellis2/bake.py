@@ -25,7 +25,7 @@ from trellis_runtime.engine_trellis2.nearest import Surface
 from trellis_runtime.engine_trellis2.remesh import remesh
 from trellis_runtime.engine_trellis2.unwrap import cut, unwrap
 from trellis_runtime.engine_trellis2.voxels import VoxelGrid
-from trellis_runtime.engine_trellis2.vram import release, require_free
+from trellis_runtime.engine_trellis2.vram import require_free
 from trellis_runtime.errors import MeshRejected
 from trellis_runtime.plan import Plan
 from trellis_runtime.telemetry import JobScope, logger
@@ -68,11 +68,10 @@ class Decoded:
 def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     """Return the textured asset that `plan` asks for."""
     vertices, faces = fill_holes(decoded.vertices.cuda(), decoded.faces.cuda(), _HOLE_PERIMETER)
-    release()  # Warp and CuMesh can use nothing that torch has cached
     surface = Surface(vertices, faces)
     scope.step(1, 5)
     if plan.remesh:
-        mesh = _loaded(_remeshed(vertices, faces, surface, decoded, plan))
+        mesh = _loaded(_remeshed(surface, decoded.resolution, plan))
         if plan.chunk_bake:
             surface.forget()  # its tree is as large as what decimation needs
         _simplify(mesh, plan.decimation_target)
@@ -81,25 +80,22 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     if mesh.num_faces == 0:
         raise MeshRejected("no face is left after remeshing and decimation")
     scope.step(2, 5)
-    release()
-    sampler = Sampler(decoded, vertices, faces, surface)
+    sampler = Sampler(decoded, surface)
     if plan.texture_size == 0:
         return _with_vertex_colors(mesh, sampler, plan)
     return _with_textures(mesh, sampler, plan, scope)
 
 
-def _remeshed(
-    vertices: Tensor, faces: Tensor, surface: Surface, decoded: Decoded, plan: Plan
-) -> tuple[Tensor, Tensor]:
-    """Return vertices and faces of the surface, remeshed on a grid."""
+def _remeshed(surface: Surface, resolution: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Return vertices and faces of the surface, remeshed on a grid of at most `resolution`."""
     import cumesh
 
-    resolution = min(decoded.resolution, plan.remesh_resolution)
+    resolution = min(resolution, plan.remesh_resolution)
     if plan.chunk_bake:
         return remesh(surface, resolution, plan.remesh_band, "cuda")
     made: tuple[Tensor, Tensor] = cumesh.remeshing.remesh_narrow_band_dc(
-        vertices,
-        faces,
+        surface.vertices,
+        surface.faces,
         center=torch.zeros(3, device="cuda"),
         scale=(resolution + 3 * plan.remesh_band) / resolution,
         resolution=resolution,
@@ -157,8 +153,8 @@ def _simplify(mesh: Any, target: int) -> None:
 class Sampler:
     """Looks up the voxels' attributes at points near the surface as decoded."""
 
-    def __init__(self, decoded: Decoded, vertices: Tensor, faces: Tensor, surface: Surface) -> None:
-        self._vertices, self._faces, self._surface = vertices, faces, surface
+    def __init__(self, decoded: Decoded, surface: Surface) -> None:
+        self._surface = surface
         self._side = decoded.resolution
         self._voxels = VoxelGrid(decoded.coords.cuda(), decoded.attributes.cuda(), self._side)
 
@@ -170,7 +166,7 @@ class Sampler:
     def _look_up(self, points: Tensor) -> Tensor:
         # The point on the surface as decoded: remeshing and decimation have moved it.
         face, weights = self._surface.nearest(points)
-        corners = self._vertices[self._faces[face.long()].long()]
+        corners = self._surface.vertices[self._surface.faces[face.long()].long()]
         nearest = (corners * weights[..., None]).sum(dim=1)
         return self._voxels.sample((nearest + 0.5) * self._side)
 

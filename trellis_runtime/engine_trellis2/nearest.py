@@ -60,7 +60,7 @@ class Surface:
 
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         warp.init()  # does its work once
-        self._vertices, self._faces = vertices.contiguous(), faces.contiguous()
+        self.vertices, self.faces = vertices.contiguous(), faces.contiguous()
         self._tree: warp.Mesh | None = None
 
     def forget(self) -> None:
@@ -93,12 +93,12 @@ class Surface:
         goes on, and leaves the device with an illegal memory access.
         """
         if self._tree is None:
-            if self._vertices.is_cuda:
-                require_free("the surface's tree", len(self._faces) * _BUILD_BYTES_PER_FACE)
+            if self.vertices.is_cuda:
+                require_free("the surface's tree", len(self.faces) * _BUILD_BYTES_PER_FACE)
             self._tree = warp.Mesh(
-                points=warp.from_torch(self._vertices, dtype=warp.vec3),
-                indices=warp.from_torch(self._faces.reshape(-1), dtype=warp.int32),
-                bvh_constructor="lbvh" if self._vertices.is_cuda else "sah",
+                points=warp.from_torch(self.vertices, dtype=warp.vec3),
+                indices=warp.from_torch(self.faces.reshape(-1), dtype=warp.int32),
+                bvh_constructor="lbvh" if self.vertices.is_cuda else "sah",
             )
         return self._tree
 
