@@ -9,9 +9,9 @@ from typing import Any
 
 os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the SDK's DEBUG prints whole jobs
 
-from trellis_runtime.drain import Drain
 from trellis_runtime.errors import SetupFailed
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.drain import Drain
+from trellis_runtime.worker.worker import Worker
 
 
 def serve(worker: Worker) -> int:

@@ -1,3 +1,3 @@
 """Measurements of the GPU engine beside upstream; see docs/benchmarks.md."""
 
-import trellis_runtime.engine_trellis2  # noqa: F401 - first of all: it says how torch allocates
+import trellis_runtime.engines.trellis2  # noqa: F401 - first of all: it says how torch allocates

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from trellis_runtime.engine_trellis2.bake import Decoded
-from trellis_runtime.engine_trellis2.engine import Trellis2Engine
-from trellis_runtime.plan import Plan
-from trellis_runtime.schema import parse_request
+from trellis_runtime.contract.ladder import Plan
+from trellis_runtime.contract.request import parse_request
+from trellis_runtime.engines.trellis2.baking.bake import Decoded
+from trellis_runtime.engines.trellis2.engine import Trellis2Engine
 from trellis_runtime.settings import Settings
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 
 def photo() -> Image.Image:

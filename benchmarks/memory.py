@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.common import Bench, as_base64
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, upstream_as_it_is
-from trellis_runtime.engine_trellis2.vram import PeakWatch, reclaim
-from trellis_runtime.telemetry import JobScope
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.trellis2.device.vram import PeakWatch, reclaim
 
 _CONTEXT_BYTES = 2**29
 DEFAULT_CASES = [

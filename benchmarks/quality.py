@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trellis_runtime.engine_trellis2.bake import Decoded, Sampler
-from trellis_runtime.engine_trellis2.nearest import Surface
-from trellis_runtime.engine_trellis2.unwrap import covered_texels
-from trellis_runtime.mesh import component_count
+from trellis_runtime.assets.mesh import component_count
+from trellis_runtime.engines.trellis2.baking.bake import Decoded, Sampler
+from trellis_runtime.engines.trellis2.baking.nearest import Surface
+from trellis_runtime.engines.trellis2.baking.unwrap import covered_texels
 
 _POINTS = 200_000
 

@@ -15,13 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import quality
 from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
-from trellis_runtime.engine_trellis2 import bake as baking
-from trellis_runtime.engine_trellis2 import unwrap as unwrapping
-from trellis_runtime.engine_trellis2.engine import sampler_parameters
-from trellis_runtime.engine_trellis2.flow import FastFlow
-from trellis_runtime.pipeline import export
-from trellis_runtime.plan import ENGINE_STAGES, Stage
-from trellis_runtime.telemetry import JobScope
+from trellis_runtime.contract.ladder import ENGINE_STAGES, Stage
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.trellis2.baking import bake as baking
+from trellis_runtime.engines.trellis2.baking import unwrap as unwrapping
+from trellis_runtime.engines.trellis2.engine import sampler_parameters
+from trellis_runtime.engines.trellis2.models.flow import FastFlow
+from trellis_runtime.worker.pipeline import export
 
 # Floating-point operations of a forward pass per token: 2 x the weights that it meets, and 4 x C
 # for each token of its own sequence and of the picture's (FlashAttention paper's count).

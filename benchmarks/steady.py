@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import quality
 from benchmarks.common import Bench, plan_for
-from trellis_runtime.plan import ENGINE_STAGES, Plan, ladder
-from trellis_runtime.telemetry import JobScope
+from trellis_runtime.contract.ladder import ENGINE_STAGES, Plan, ladder
+from trellis_runtime.contract.scope import JobScope
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trellis_runtime.engine_trellis2.engine import Trellis2Engine
-from trellis_runtime.engine_trellis2.vram import reclaim
+from trellis_runtime.engines.trellis2.device.vram import reclaim
+from trellis_runtime.engines.trellis2.engine import Trellis2Engine
 
 PIPELINES = {512: "512", 1024: "1024_cascade", 1536: "1536_cascade"}
 _STAGES = {

@@ -33,8 +33,8 @@ def main() -> int:
     os.environ["TRELLIS2_KERNEL_CACHE_DIR"] = str(args.out.resolve())
     os.environ.setdefault("TRELLIS2_ENGINE", "trellis2")
     from trellis_runtime.errors import WorkerError
-    from trellis_runtime.warmup import warm_up
-    from trellis_runtime.worker import Worker
+    from trellis_runtime.worker.warmup import warm_up
+    from trellis_runtime.worker.worker import Worker
 
     try:
         worker = Worker.start()

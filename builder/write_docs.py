@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from trellis_runtime.schema import request_schema, result_schema
+from trellis_runtime.contract.request import request_schema, result_schema
 from trellis_runtime.settings import VARIABLES, Settings
 
 DOCS = Path(__file__).parent.parent / "docs"

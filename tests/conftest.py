@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from trellis_runtime.contract.scope import JobScope, configure_logging
 from trellis_runtime.settings import Settings
-from trellis_runtime.telemetry import JobScope, configure_logging
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 JS = Path(__file__).parent / "js"

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from handler import serve
-from trellis_runtime.engine import Asset, Generation, MemorySnapshot, Rgba
-from trellis_runtime.engine_embedded import EmbeddedEngine
+from trellis_runtime.contract.engine import Asset, Generation, MemorySnapshot, Rgba
+from trellis_runtime.contract.ladder import Plan, Stage
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault
-from trellis_runtime.plan import Plan, Stage
-from trellis_runtime.telemetry import JobScope
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 KIND, _, STAGE = os.environ.get("FAULT", "none").partition(":")
 

@@ -96,7 +96,7 @@ def test_models_are_fetched_rewritten_recorded_and_verified(hub: Hub, tmp_path: 
 
 
 def test_the_folder_is_one_that_the_engine_finds_its_models_in(hub: Hub, tmp_path: Path) -> None:
-    from trellis_runtime.engine_trellis2.checkpoints import find_pipeline
+    from trellis_runtime.engines.trellis2.upstream.checkpoints import find_pipeline
 
     assert script("fetch_models.py", hub, tmp_path / "m").returncode == 0
     found = find_pipeline(tmp_path / "m", ("sparse_structure_decoder", "shape_slat_decoder"))
@@ -258,7 +258,7 @@ def test_the_images_variables_are_ones_that_the_worker_knows() -> None:
 
 
 def test_the_hubs_files_fit_what_the_platform_takes() -> None:
-    from trellis_runtime.schema import parse_request
+    from trellis_runtime.contract.request import parse_request
     from trellis_runtime.settings import VARIABLES
 
     hub = json.loads((ROOT / ".runpod/hub.json").read_text())

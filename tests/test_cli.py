@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, encoded, environment, picture
 from trellis_runtime.__main__ import main
-from trellis_runtime.glb import inspect_glb
+from trellis_runtime.assets.glb_writer import inspect_glb
 
 
 def run(tmp_path: Path, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -18,12 +18,12 @@ from tests.conftest import environment
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs, bucket_variables, free_port
 from tests.test_worker import QUICK
-from trellis_runtime import s3
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.choose import s3
+from trellis_runtime.delivery.storage import folder_of
 from trellis_runtime.errors import SetupFailed, StorageFailed
 from trellis_runtime.settings import Bucket, Settings
-from trellis_runtime.storage import folder_of
-from trellis_runtime.telemetry import JobScope
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 LOOPBACK = {"TRELLIS2_FETCH_ALLOW_NETWORKS": "127.0.0.1/32"}
 ON_PLATFORM = {"RUNPOD_WEBHOOK_GET_JOB": "http://plane/job-take/"}

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import picture, pixels
-from trellis_runtime.engine import Asset, Engine
-from trellis_runtime.engine_embedded import EmbeddedEngine
+from trellis_runtime.assets.glb_writer import encode_glb, require_glb
+from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
+from trellis_runtime.contract.engine import Asset, Engine
+from trellis_runtime.contract.ladder import ENGINE_STAGES, Plan, Stage, ladder
+from trellis_runtime.contract.request import parse_request
+from trellis_runtime.contract.scope import Deadline, JobScope
+from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import DeadlineExceeded, ImageRejected, JobCancelled
-from trellis_runtime.glb import encode_glb, require_glb
-from trellis_runtime.mesh import inspect_mesh, require_mesh
-from trellis_runtime.plan import ENGINE_STAGES, Plan, Stage, ladder
-from trellis_runtime.schema import parse_request
-from trellis_runtime.telemetry import Deadline, JobScope
 
 MUG = pixels(picture(256))
 ASKED = Plan.as_asked(

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trellis_runtime import fetch as fetch_module
+from trellis_runtime.contract.scope import Deadline, JobScope
+from trellis_runtime.delivery.choose import fetch as fetch_module
+from trellis_runtime.delivery.fetch import fetch, is_public, upload
 from trellis_runtime.errors import (
     DeadlineExceeded,
     FetchFailed,
@@ -23,9 +25,7 @@ from trellis_runtime.errors import (
     StorageFailed,
     UrlRefused,
 )
-from trellis_runtime.fetch import fetch, is_public, upload
 from trellis_runtime.settings import FetchLimits
-from trellis_runtime.telemetry import Deadline, JobScope
 
 STRICT = FetchLimits(timeout_s=3)
 LOOPBACK = FetchLimits(timeout_s=3, allow_networks=(IPv4Network("127.0.0.1/32"),))

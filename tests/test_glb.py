@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trellis_runtime.engine import Asset
+from trellis_runtime.assets.glb_writer import encode_glb, inspect_glb, read_glb, require_glb
+from trellis_runtime.assets.preview import render_glb
+from trellis_runtime.contract.engine import Asset
+from trellis_runtime.contract.request import TextureFormat
 from trellis_runtime.errors import GlbRejected
-from trellis_runtime.glb import encode_glb, inspect_glb, read_glb, require_glb
-from trellis_runtime.preview import render_glb
-from trellis_runtime.schema import TextureFormat
 
 Validate = Callable[[bytes], None]
 RNG = np.random.default_rng(1)

@@ -9,16 +9,16 @@ import torch
 import trimesh
 from torch import Tensor
 
-from trellis_runtime.engine_trellis2 import unwrap as unwrapping
-from trellis_runtime.engine_trellis2.charts import Charts, signed_areas
-from trellis_runtime.engine_trellis2.edges import lone_and_crowded
-from trellis_runtime.engine_trellis2.gutters import fill_gutters
-from trellis_runtime.engine_trellis2.holes import fill_holes
-from trellis_runtime.engine_trellis2.nearest import Surface
-from trellis_runtime.engine_trellis2.packing import outline_faces
-from trellis_runtime.engine_trellis2.remesh import remesh
-from trellis_runtime.engine_trellis2.unwrap import covered_texels, unwrap
-from trellis_runtime.engine_trellis2.voxels import VoxelGrid
+from trellis_runtime.engines.trellis2.baking import unwrap as unwrapping
+from trellis_runtime.engines.trellis2.baking.charts import Charts, signed_areas
+from trellis_runtime.engines.trellis2.baking.edges import lone_and_crowded
+from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
+from trellis_runtime.engines.trellis2.baking.holes import fill_holes
+from trellis_runtime.engines.trellis2.baking.nearest import Surface
+from trellis_runtime.engines.trellis2.baking.packing import outline_faces
+from trellis_runtime.engines.trellis2.baking.remesh import remesh
+from trellis_runtime.engines.trellis2.baking.unwrap import covered_texels, unwrap
+from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
 
 
 def charts_of(*meshes: trimesh.Trimesh) -> Charts:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trellis_runtime.engine_trellis2 import kernels
+from trellis_runtime.engines.trellis2.models import kernels
 
 pytestmark = pytest.mark.skipif(kernels.triton is None, reason="Triton is for Linux alone")
 

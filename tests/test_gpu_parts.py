@@ -15,21 +15,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trellis_runtime.engine_trellis2 import attention, upstream, vram
-from trellis_runtime.engine_trellis2.checkpoints import (
+from trellis_runtime.contract.ladder import Plan, Stage
+from trellis_runtime.contract.request import parse_request
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.trellis2.device import vram
+from trellis_runtime.engines.trellis2.device.residency import Residency
+from trellis_runtime.engines.trellis2.engine import Trellis2Engine, Trellis2Generation
+from trellis_runtime.engines.trellis2.models.rows import rowwise
+from trellis_runtime.engines.trellis2.upstream import adapter as upstream
+from trellis_runtime.engines.trellis2.upstream import attention
+from trellis_runtime.engines.trellis2.upstream.checkpoints import (
     ModelFiles,
     build_models,
     fill_models,
     find_pipeline,
 )
-from trellis_runtime.engine_trellis2.engine import Trellis2Engine, Trellis2Generation
-from trellis_runtime.engine_trellis2.residency import Residency
-from trellis_runtime.engine_trellis2.rows import rowwise
 from trellis_runtime.errors import EngineFault, JobCancelled, OutOfVram, SetupFailed
-from trellis_runtime.plan import Plan, Stage
-from trellis_runtime.schema import parse_request
 from trellis_runtime.settings import Trellis2
-from trellis_runtime.telemetry import JobScope
 
 torch.manual_seed(0)
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from tests.conftest import encoded, picture, pixels
+from trellis_runtime.assets.images import decode_image, parse_base64
 from trellis_runtime.errors import ImageRejected
-from trellis_runtime.images import decode_image, parse_base64
 from trellis_runtime.settings import ImageLimits
 
 LIMITS = ImageLimits()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import encoded, picture
-from trellis_runtime.plan import RUNGS
-from trellis_runtime.worker import Worker
+from trellis_runtime.contract.ladder import RUNGS
+from trellis_runtime.worker.worker import Worker
 
 MakeWorker = Callable[..., Worker]
 PHOTO = base64.b64encode(encoded(picture(512))).decode()

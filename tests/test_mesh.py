@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from trellis_runtime.engine import Asset
+from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
+from trellis_runtime.contract.engine import Asset
 from trellis_runtime.errors import MeshRejected
-from trellis_runtime.mesh import inspect_mesh, require_mesh
 
 
 def asset(vertices: Any, faces: Any) -> Asset:

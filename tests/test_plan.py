@@ -8,7 +8,7 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trellis_runtime.plan import (
+from trellis_runtime.contract.ladder import (
     ENGINE_STAGES,
     RUNGS,
     TEXTURE_LEVELS,
@@ -18,7 +18,12 @@ from trellis_runtime.plan import (
     ladder,
     restart_stage,
 )
-from trellis_runtime.schema import GenerationRequest, Resolution, TextureSize, parse_request
+from trellis_runtime.contract.request import (
+    GenerationRequest,
+    Resolution,
+    TextureSize,
+    parse_request,
+)
 
 requests = st.builds(
     lambda **fields: parse_request({"image": "x", **fields}),

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from trellis_runtime.errors import InvalidInput
-from trellis_runtime.schema import (
+from trellis_runtime.contract.request import (
     GenerationRequest,
     parse_request,
     request_schema,
     result_schema,
 )
+from trellis_runtime.errors import InvalidInput
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

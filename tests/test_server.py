@@ -22,11 +22,11 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
 from tests.plane import Plane, WorkerProcess
-from trellis_runtime import worker as worker_module
-from trellis_runtime.engine_embedded import EmbeddedEngine
-from trellis_runtime.glb import require_glb
+from trellis_runtime.assets.glb_writer import require_glb
+from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.server import create_app
 from trellis_runtime.settings import Settings
+from trellis_runtime.worker.worker import worker as worker_module
 
 QUICK = {"preset": "fast", "texture_size": 1024, "decimation_target": 5000, "seed": 3}
 

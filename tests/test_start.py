@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trellis_runtime.cold_start import chart
-from trellis_runtime.engine_embedded import EmbeddedEngine
+from trellis_runtime.cli.cold_start import chart
+from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import SetupFailed
-from trellis_runtime.readahead import ReadAhead, drop
 from trellis_runtime.settings import Settings
-from trellis_runtime.warmup import picture
-from trellis_runtime.worker import Worker, build_engine
+from trellis_runtime.worker.readahead import ReadAhead, drop
+from trellis_runtime.worker.warmup import picture
+from trellis_runtime.worker.worker import Worker, build_engine
 
 
 def settings(tmp_path: Path, **variables: str) -> Settings:
@@ -104,7 +104,7 @@ def test_the_gpu_engine_refuses_to_run_two_generations_side_by_side() -> None:
 def test_a_kernel_cache_is_seeded_once_and_keyed_by_card_and_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trellis_runtime.engine_trellis2 import kernel_cache
+    from trellis_runtime.engines.trellis2.device import kernel_cache
 
     key = kernel_cache.cache_key("NVIDIA L40S", (8, 9))
     assert key.startswith("nvidia-l40s-sm89-")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.test_cli import run
 from tests.test_worker import PHOTO, QUICK
-from trellis_runtime.stats import Histogram, Stats, html_report
+from trellis_runtime.cli.stats import Histogram, Stats, html_report
 
 
 def complete(level: int = 0, seconds: float = 2.0, hour: int = 1, **more: Any) -> bytes:

@@ -16,12 +16,12 @@ import pytest
 from tests.conftest import encoded, environment, picture
 from tests.seaweed import bucket_variables
 from trellis_runtime import errors
-from trellis_runtime.engine import Engine
-from trellis_runtime.engine_embedded import EmbeddedEngine
+from trellis_runtime.contract.engine import Engine
+from trellis_runtime.contract.request import GenerationResult
+from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import SetupFailed, WorkerError
-from trellis_runtime.schema import GenerationResult
 from trellis_runtime.settings import Settings
-from trellis_runtime.worker import Worker, draw_seed
+from trellis_runtime.worker.worker import Worker, draw_seed
 
 MakeWorker = Callable[..., Worker]
 PHOTO = base64.b64encode(encoded(picture())).decode()
@@ -331,7 +331,7 @@ def test_health_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.Monk
         def memory(self) -> None:
             time.sleep(60)
 
-    monkeypatch.setattr("trellis_runtime.worker.HEALTH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("trellis_runtime.worker.worker.HEALTH_TIMEOUT_S", 0.2)
     assert handle(start(tmp_path, Hanging()), {"type": "health"})["status"] == "timeout"
 
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from trellis_runtime import __version__, bench, check, cold_start, stats
-from trellis_runtime.errors import SetupFailed, WorkerError
-from trellis_runtime.plan import RUNGS
-from trellis_runtime.schema import (
+from trellis_runtime import __version__
+from trellis_runtime.cli import bench, check, cold_start, stats
+from trellis_runtime.contract.ladder import RUNGS
+from trellis_runtime.contract.request import (
     PRESETS,
     Resolution,
     TextureFormat,
@@ -29,8 +29,9 @@ from trellis_runtime.schema import (
     request_schema,
     result_schema,
 )
+from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.settings import Settings
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 _EXAMPLES = """\
 examples:

@@ -21,11 +21,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.conftest import encoded, environment, picture
+from trellis_runtime.assets.glb_writer import inspect_glb
+from trellis_runtime.assets.images import decode_image
 from trellis_runtime.errors import ImageRejected
-from trellis_runtime.glb import inspect_glb
-from trellis_runtime.images import decode_image
 from trellis_runtime.settings import ImageLimits, Settings
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 _LIMITS = ImageLimits(max_pixels=4_000_000)
 _ODD = [

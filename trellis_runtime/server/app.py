@@ -21,16 +21,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from trellis_runtime import __version__
-from trellis_runtime.engine import Engine
+from trellis_runtime.assets.glb_writer import read_glb
+from trellis_runtime.contract.engine import Engine
+from trellis_runtime.contract.request import GenerationRequest
+from trellis_runtime.contract.scope import logger
 from trellis_runtime.errors import Fault, InvalidInput, SetupFailed, WorkerError
-from trellis_runtime.glb import read_glb
-from trellis_runtime.schema import GenerationRequest
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.jobs import Jobs
 from trellis_runtime.server.metrics import Metrics
 from trellis_runtime.settings import Settings
-from trellis_runtime.telemetry import logger
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 STATIC = Path(__file__).parent / "static"
 RETRY_AFTER_S = 5

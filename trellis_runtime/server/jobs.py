@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trellis_runtime.delivery import (
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.choose import (
     ANSWER_NAME,
     MODEL_NAME,
     PREVIEW_NAME,
     THUMBNAIL_NAME,
     TURNTABLE_NAME,
 )
+from trellis_runtime.delivery.fetch import fetch
+from trellis_runtime.delivery.storage import LocalStore, folder_of
 from trellis_runtime.errors import WorkerError
-from trellis_runtime.fetch import fetch
 from trellis_runtime.server.endpoint import Endpoint
-from trellis_runtime.storage import LocalStore, folder_of
-from trellis_runtime.telemetry import JobScope
-from trellis_runtime.worker import Worker
+from trellis_runtime.worker.worker import Worker
 
 State = Literal["running", "done", "failed", "cancelled"]
 

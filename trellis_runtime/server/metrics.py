@@ -6,9 +6,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from trellis_runtime.plan import TEXTURE_LEVELS
-from trellis_runtime.storage import free_bytes
-from trellis_runtime.worker import Worker
+from trellis_runtime.contract.ladder import TEXTURE_LEVELS
+from trellis_runtime.delivery.storage import free_bytes
+from trellis_runtime.worker.worker import Worker
 
 _STAGE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 _JOB_BUCKETS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)

@@ -11,6 +11,6 @@ import os
 # 1536 job was seen to fail on 10 GB for that alone.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # noqa: TID251
 
-from trellis_runtime.engine_trellis2.engine import Trellis2Engine
+from trellis_runtime.engines.trellis2.engine import Trellis2Engine
 
 __all__ = ["Trellis2Engine"]

@@ -1,0 +1,1 @@
+"""Pictures, meshes and GLB files: values in, values out."""

@@ -1,0 +1,98 @@
+"""What an engine must do, and the values that cross its border.
+
+The lifecycle: `load` once, then for each job `begin` -> `run` each stage of `ENGINE_STAGES` in
+order (a stage may be run again, leaner, from the products of those before it) -> `asset` ->
+`close`. Products between stages stay inside the `Generation`, in host memory, so that nothing above
+knows tensors. Out of memory is always `OutOfVram`; a state that cannot be trusted is `EngineFault`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trellis_runtime.contract.ladder import Plan, Stage
+from trellis_runtime.contract.request import EngineInfo
+from trellis_runtime.contract.scope import JobScope
+
+Rgba = NDArray[np.uint8]
+"""An upright picture: (height, width, 4), sRGB, straight alpha."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySnapshot:
+    """The device's memory as its driver sees it, in bytes."""
+
+    free: int
+    total: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A textured mesh, glTF's axes and units: +Y up, the front faces +Z, one metre a side.
+
+    vertices   (V, 3) float32
+    faces      (F, 3) uint32, counter-clockwise seen from outside
+    normals    (V, 3) float32, unit length
+    uvs        (V, 2) float32, glTF's origin (top left), or None
+    base_color (S, S, 3) or (S, S, 4) uint8 sRGB, or None
+    metallic_roughness (S, S, 3) uint8 linear: G roughness, B metallic, or None
+    vertex_colors (V, 3) or (V, 4) uint8 sRGB, where there is no texture
+    """
+
+    vertices: NDArray[np.float32]
+    faces: NDArray[np.uint32]
+    normals: NDArray[np.float32]
+    uvs: NDArray[np.float32] | None = None
+    base_color: NDArray[np.uint8] | None = None
+    metallic_roughness: NDArray[np.uint8] | None = None
+    vertex_colors: NDArray[np.uint8] | None = None
+    alpha_mode: str = "OPAQUE"
+    double_sided: bool = False
+    effective: dict[str, int] = field(default_factory=dict)
+    """Values that the engine itself had to lower, `resolution` for one."""
+
+    @property
+    def texture_size(self) -> int:
+        """Pixels a side, 0 without a texture."""
+        return 0 if self.base_color is None else int(self.base_color.shape[0])
+
+
+class Generation(Protocol):
+    """One job inside an engine."""
+
+    def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
+        """Run `stage` from the products of those before it; raises `OutOfVram`, `EngineFault`."""
+
+    def reclaim(self) -> None:
+        """After an out-of-memory error, give back all that the next attempt can do without."""
+
+    def asset(self) -> Asset:
+        """Return the product of the last stage."""
+
+    def close(self) -> None:
+        """Drop all products."""
+
+
+class Engine(Protocol):
+    """The thing that computes."""
+
+    def info(self) -> EngineInfo:
+        """Name the engine, its versions and its card."""
+
+    def load(self, note: Callable[[str, float], None]) -> None:
+        """Make ready, once, telling `note` each phase and its seconds; failure is terminal."""
+
+    def begin(self, image: Rgba, plan: Plan) -> Generation:
+        """Start a job on `image`."""
+
+    def wants_offload(self, plan: Plan) -> bool:
+        """Whether the free memory is known to be too little for `plan` with all resident."""
+
+    def memory(self) -> MemorySnapshot | None:
+        """Return the device's memory, None where there is no device."""

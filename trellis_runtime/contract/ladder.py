@@ -1,0 +1,324 @@
+"""What to attempt, and what to give up when memory runs out: the one home of degradation.
+
+A `Plan` says how a request is carried out. `RUNGS` is the ladder: each rung changes one thing,
+says at which stages that frees memory, and whether the result stays the same. After an
+out-of-memory error the struck stage alone is repeated, one useful rung lower; a rung that changes
+an earlier stage's output (the resolution, say) restarts there, and nothing before it runs again.
+
+Rungs 1 to 4 are lossless, 5 to 9 cost geometry, 10 to 12 cost texture, and no rung below 10 touches
+the texture: an alert on levels 10 and up means one thing. Sampler steps, guidance and the size of
+the input image are not here: the image encoder resizes every picture to its own input, and steps
+repeat the same allocation, so lowering them frees nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from trellis_runtime.contract.request import GenerationRequest, Samplers
+
+
+class Stage(StrEnum):
+    """The timed parts of a job, in order."""
+
+    IMAGE = "image"
+    CONDITION = "condition"
+    STRUCTURE = "structure"
+    SHAPE = "shape"
+    TEXTURE = "texture"
+    DECODE = "decode"
+    BAKE = "bake"
+    EXPORT = "export"
+    PREVIEW = "preview"
+    STORE = "store"
+
+
+ENGINE_STAGES = (
+    Stage.CONDITION,
+    Stage.STRUCTURE,
+    Stage.SHAPE,
+    Stage.TEXTURE,
+    Stage.DECODE,
+    Stage.BAKE,
+)
+"""The stages that an engine runs, each repeatable alone from the products of those before it."""
+
+MAX_TOKENS = 49_152
+"""Upstream's bound on tokens of the high-resolution shape latent."""
+
+TRAINED_TOKENS = 32_768
+"""The longest sequence that the models were trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a request is carried out.
+
+    The first block decides what the result is; the second only how much memory it takes on the
+    way. `remesh_resolution` and `texture_size` are in cells and pixels per side; a texture size
+    of 0 means colours at the vertices.
+    """
+
+    seed: int
+    resolution: int
+    samplers: Samplers
+    max_tokens: int
+    decimation_target: int
+    remesh: bool
+    remesh_band: int
+    remesh_resolution: int
+    texture_size: int
+    background: str
+
+    offload: bool = False
+    chunk_rows: bool = False
+    host_skips: bool = False
+    chunk_bake: bool = False
+
+    @classmethod
+    def as_asked(cls, request: GenerationRequest, seed: int) -> Plan:
+        """Return the plan that gives the request in full."""
+        return cls(
+            seed=seed,
+            resolution=request.resolution,
+            samplers=request.sampler,
+            max_tokens=MAX_TOKENS if request.resolution > 1024 else TRAINED_TOKENS,
+            decimation_target=request.decimation_target,
+            remesh=request.remesh,
+            remesh_band=request.remesh_band,
+            remesh_resolution=request.resolution,
+            texture_size=request.texture_size,
+            background=request.background,
+        )
+
+    def quality(self) -> dict[str, Any]:
+        """Return the values that a caller can see in the result, for `requested`/`effective`."""
+        facts = asdict(self)
+        for name in ("samplers", "offload", "chunk_rows", "host_skips", "chunk_bake", "seed"):
+            del facts[name]
+        facts["sampler"] = self.samplers.model_dump(mode="json")
+        return facts
+
+    def is_leaner_than(self, other: Plan) -> bool:
+        """Whether this plan needs less memory somewhere and more nowhere."""
+        ours, theirs = self._demand(), other._demand()
+        return ours != theirs and all(a <= b for a, b in zip(ours, theirs, strict=True))
+
+    def _demand(self) -> tuple[int, ...]:
+        return (
+            not self.offload,
+            not self.chunk_rows,
+            not self.host_skips,
+            not self.chunk_bake,
+            self.max_tokens,
+            self.resolution,
+            self.remesh,
+            self.remesh_resolution,
+            self.texture_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step down.
+
+    `relieves` are the stages where it frees memory; `restarts_at` is the earliest stage whose
+    product it changes, None when it changes none.
+    """
+
+    level: int
+    name: str
+    change: str
+    lossless: bool
+    relieves: frozenset[Stage]
+    apply: Callable[[Plan], Plan]
+    restarts_at: Stage | None = None
+
+
+def _lower(plan: Plan, resolution: int) -> Plan:
+    resolution = min(plan.resolution, resolution)
+    return replace(
+        plan,
+        resolution=resolution,
+        max_tokens=min(plan.max_tokens, TRAINED_TOKENS),
+        remesh_resolution=min(plan.remesh_resolution, resolution),
+    )
+
+
+def _cap_tokens(plan: Plan) -> Plan:
+    return replace(plan, max_tokens=min(plan.max_tokens, TRAINED_TOKENS))
+
+
+def _cap_remesh(plan: Plan) -> Plan:
+    if not plan.remesh:
+        return plan
+    return replace(plan, remesh_resolution=min(plan.remesh_resolution, 512))
+
+
+def _shrink_texture(plan: Plan) -> Plan:
+    return replace(plan, texture_size=plan.texture_size // 2)
+
+
+_ALL = frozenset(ENGINE_STAGES)
+_LATENTS = frozenset({Stage.SHAPE, Stage.TEXTURE, Stage.DECODE})
+_DECODE = frozenset({Stage.SHAPE, Stage.DECODE})  # the cascade upsamples through the decoder
+_BAKE = frozenset({Stage.BAKE})
+
+RUNGS: tuple[Rung, ...] = (
+    Rung(0, "as_asked", "nothing", True, frozenset(), lambda plan: plan),
+    Rung(
+        1,
+        "offload",
+        "only what the stage needs stays in GPU memory; everything else waits on the host",
+        True,
+        _ALL,
+        lambda plan: replace(plan, offload=True),
+    ),
+    Rung(
+        2,
+        "chunk_rows",
+        "norms, activations and linear layers of the decoders run over blocks of rows",
+        True,
+        _DECODE,
+        lambda plan: replace(plan, chunk_rows=True),
+    ),
+    Rung(
+        3,
+        "host_skips",
+        "the decoders' convolutions run over blocks of rows, and between the decoders nothing but "
+        "the subdivisions waits on the card",
+        True,
+        _DECODE,
+        lambda plan: replace(plan, host_skips=True),
+    ),
+    Rung(
+        4,
+        "chunk_bake",
+        "remeshing runs over blocks of cells, and colours are looked up in small blocks of texels",
+        True,
+        _BAKE,
+        lambda plan: replace(plan, chunk_bake=True),
+    ),
+    Rung(
+        5,
+        "tokens_32768",
+        "at most 32768 tokens in the shape latent, upstream's own bound in training",
+        False,
+        _LATENTS,
+        _cap_tokens,
+        Stage.SHAPE,
+    ),
+    Rung(
+        6,
+        "resolution_1024",
+        "geometry at 1024 instead of 1536",
+        False,
+        _LATENTS,
+        lambda plan: _lower(plan, 1024),
+        Stage.SHAPE,
+    ),
+    Rung(
+        7,
+        "remesh_512",
+        "the remeshing grid has 512 cells a side",
+        False,
+        _BAKE,
+        _cap_remesh,
+    ),
+    Rung(
+        8,
+        "remesh_off",
+        "the decoder's own surface is kept; it may have small holes",
+        False,
+        _BAKE,
+        lambda plan: replace(plan, remesh=False),
+    ),
+    Rung(
+        9,
+        "resolution_512",
+        "geometry at 512; the texture keeps its size",
+        False,
+        _LATENTS,
+        lambda plan: _lower(plan, 512),
+        Stage.SHAPE,
+    ),
+    Rung(10, "texture_half", "half the texture size", False, _BAKE, _shrink_texture),
+    Rung(11, "texture_quarter", "a quarter of the texture size", False, _BAKE, _shrink_texture),
+    Rung(
+        12,
+        "vertex_colors",
+        "no texture: colours at the vertices",
+        False,
+        _BAKE,
+        lambda plan: replace(plan, texture_size=0),
+    ),
+)
+"""The ladder, mildest first."""
+
+LOWEST_LEVEL = RUNGS[-1].level
+TEXTURE_LEVELS = range(10, LOWEST_LEVEL + 1)
+"""The levels at which the texture is worse than asked."""
+
+
+@dataclass(slots=True)
+class Descent:
+    """One job's way down the ladder: the plan in force and the rungs taken so far."""
+
+    requested: Plan
+    max_level: int
+    plan: Plan
+    taken: list[Rung]
+
+    @classmethod
+    def begin(cls, requested: Plan, max_level: int, *, offload: bool = False) -> Descent:
+        """Start at the top, or already offloaded when the card has too little room to try."""
+        descent = cls(requested, max_level, requested, [RUNGS[0]])
+        if offload and max_level >= 1:
+            descent._take(RUNGS[1])
+        return descent
+
+    @property
+    def rung(self) -> Rung:
+        """The lowest rung taken."""
+        return self.taken[-1]
+
+    @property
+    def lossless(self) -> bool:
+        return all(rung.lossless for rung in self.taken)
+
+    def step_down(self, struck: Stage) -> Rung | None:
+        """Take the next rung that frees memory at `struck`, or return None when there is none.
+
+        Levels only go up during a job; a rung that would change nothing for this request is
+        passed over.
+        """
+        for rung in RUNGS[self.rung.level + 1 : self.max_level + 1]:
+            if struck in rung.relieves and rung.apply(self.plan).is_leaner_than(self.plan):
+                self._take(rung)
+                return rung
+        return None
+
+    def _take(self, rung: Rung) -> None:
+        self.plan = rung.apply(self.plan)
+        self.taken.append(rung)
+
+
+def restart_stage(rung: Rung, struck: Stage) -> Stage:
+    """Return the stage to run next after `rung` was taken because of `struck`."""
+    if rung.restarts_at is None:
+        return struck
+    return min(struck, rung.restarts_at, key=ENGINE_STAGES.index)
+
+
+def ladder(requested: Plan, max_level: int = LOWEST_LEVEL) -> tuple[tuple[Rung, Plan], ...]:
+    """Return every rung that changes something for this request, with the plan it leads to."""
+    plan, steps = requested, [(RUNGS[0], requested)]
+    for rung in RUNGS[1 : max_level + 1]:
+        lower = rung.apply(plan)
+        if lower.is_leaner_than(plan):
+            plan = lower
+            steps.append((rung, plan))
+    return tuple(steps)

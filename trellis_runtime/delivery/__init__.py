@@ -1,0 +1,1 @@
+"""Bytes in from addresses, and results out to stores."""

@@ -1,0 +1,93 @@
+"""Which store a job's result goes to, and whether the answer fits the platform."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trellis_runtime.contract.request import Output
+from trellis_runtime.delivery.s3 import PresignedS3Store, S3Store, job_bucket
+from trellis_runtime.delivery.storage import InlineStore, LocalStore, Store, UploadStore
+from trellis_runtime.errors import AnswerTooLarge, InvalidInput
+from trellis_runtime.settings import Settings
+
+MODEL_NAME, PREVIEW_NAME, ANSWER_NAME = "model.glb", "preview.png", "answer.json"
+THUMBNAIL_NAME, TURNTABLE_NAME = "thumbnail.webp", "turntable.webp"
+"""Names of a job's files. The answer is kept beside the model: should the platform lose it on the
+way, the job's folder still tells everything."""
+
+_ANSWER_ROOM = 64_000  # bytes of an answer besides base64
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the settings and the job itself offer for delivery."""
+
+    settings: Settings
+    job_id: str
+    s3_config: Any = None
+
+    def require_possible(self, output: Output) -> None:
+        """Raise `InvalidInput` for a delivery that cannot succeed, before anything is computed."""
+        if self.s3_config is not None:
+            job_bucket(self.s3_config, self.settings.bucket)
+        if output.delivery == "url" and self._bucket_or_folder() is None:
+            raise InvalidInput(
+                "output.delivery is 'url', and this worker has no bucket: set BUCKET_ENDPOINT_URL, "
+                "send s3Config, or ask for 'upload' or 'inline'",
+                field="output.delivery",
+            )
+
+    def store_for(self, output: Output, payload_bytes: int) -> Store:
+        """Return where `payload_bytes` of files go.
+
+        Raises `AnswerTooLarge` when inline is the only way and they do not fit.
+        """
+        if output.upload_url is not None:
+            return UploadStore(output.upload_url, MODEL_NAME, self.settings.fetch)
+        if output.delivery != "inline" and (store := self._bucket_or_folder()):
+            return store
+        room = self.settings.delivery.max_answer_bytes - _ANSWER_ROOM
+        if payload_bytes * 4 / 3 <= room:
+            return InlineStore()
+        if bucket := self._bucket():
+            return bucket
+        raise AnswerTooLarge(
+            f"the result has {payload_bytes} bytes; inline, the platform takes about "
+            f"{int(room * 3 / 4)}. Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or "
+            "output.upload_url, or ask for a smaller texture_size or texture_format 'jpeg'",
+            field="output.delivery",
+        )
+
+    def _bucket_or_folder(self) -> Store | None:
+        if bucket := self._bucket():
+            return bucket
+        if self.settings.platform.is_worker:
+            return None  # a file on a worker's disk is lost with the worker
+        return LocalStore(self.settings.delivery.output_dir, self.job_id)
+
+    def _bucket(self) -> Store | None:
+        if self.s3_config is not None:
+            bucket = job_bucket(self.s3_config, self.settings.bucket)
+            return PresignedS3Store(bucket, self.job_id, self.settings.fetch)
+        if self.settings.bucket.is_configured:
+            return S3Store(self.settings.bucket, self.job_id)
+        return None
+
+
+def require_answer_fits(answer: dict[str, Any], max_bytes: int) -> bytes:
+    """Return the answer as the JSON that the platform will get.
+
+    The SDK sends what is not JSON nowhere, NaN as invalid JSON, and too much to a server that
+    drops it: none of that may reach it. Raises `AnswerTooLarge`, or `ValueError` or `TypeError` for
+    values that JSON does not have.
+    """
+    encoded = json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+    if len(encoded) > max_bytes:
+        raise AnswerTooLarge(
+            f"the answer has {len(encoded)} bytes; the platform takes {max_bytes}. Ask for a "
+            "bucket delivery or a smaller texture_size",
+            field="output.delivery",
+        )
+    return encoded

@@ -1,0 +1,147 @@
+"""Where results go: one protocol, and the places that need no bucket.
+
+A key holds the job's id, so a job that is run twice overwrites itself. A file appears under its
+final name whole or not at all: it is written beside, flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from trellis_runtime.contract.request import Artifact
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.fetch import upload
+from trellis_runtime.errors import StorageFailed
+from trellis_runtime.settings import FetchLimits
+
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PARTIAL = ".partial"
+
+
+class Store(Protocol):
+    """A place for one job's files."""
+
+    def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
+        """Deliver `data` as `name`; raises `StorageFailed`, never returns before it is there."""
+
+    def discard(self) -> None:
+        """Remove what this store has put, as the job was stopped."""
+
+
+def folder_of(job_id: str) -> str:
+    """Return a job's id as a path segment; an id that is not plain is replaced by its hash."""
+    if _PLAIN_ID.fullmatch(job_id):
+        return job_id
+    return "job-" + hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def describe(data: bytes, content_type: str) -> dict[str, object]:
+    """Return the facts that every artifact states."""
+    return {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "content_type": content_type,
+    }
+
+
+class LocalStore:
+    """A folder of this machine: `root/JOB_ID/NAME`."""
+
+    def __init__(self, root: Path, job_id: str) -> None:
+        self._root = root.absolute()
+        self._folder = self._root / folder_of(job_id)
+        self._put: list[Path] = []
+
+    def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
+        final = self._folder / name
+        partial = self._root / _PARTIAL / f"{os.getpid()}-{self._folder.name}-{name}"
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_flushed(partial, data)
+            partial.replace(final)
+        except OSError as err:
+            partial.unlink(missing_ok=True)
+            raise StorageFailed(f"{name} could not be written ({err.strerror})") from err
+        self._put.append(final)
+        return Artifact.model_validate(describe(data, content_type) | {"url": final.as_uri()})
+
+    def discard(self) -> None:
+        for path in self._put:
+            path.unlink(missing_ok=True)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+        self._put.clear()
+
+
+class InlineStore:
+    """The answer itself, as base64."""
+
+    def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
+        text = base64.b64encode(data).decode()
+        return Artifact.model_validate(describe(data, content_type) | {"base64": text})
+
+    def discard(self) -> None:
+        """Nothing was put anywhere."""
+
+
+class UploadStore:
+    """The presigned URL that the caller gave, for the model; smaller files go inline."""
+
+    def __init__(self, url: str, model_name: str, limits: FetchLimits) -> None:
+        self._url = url
+        self._model_name = model_name
+        self._limits = limits
+        self._inline = InlineStore()
+
+    def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
+        if name != self._model_name:
+            return self._inline.put(name, data, content_type, scope)
+        upload(self._url, data, content_type, self._limits, scope)
+        shown = self._url.split("?", 1)[0].split("#", 1)[0]  # the signature stays the caller's
+        return Artifact.model_validate(describe(data, content_type) | {"url": shown})
+
+    def discard(self) -> None:
+        """A presigned PUT cannot be undone."""
+
+
+def sweep_partial(root: Path) -> int:
+    """Remove what crashed processes left unfinished; returns how many files that were."""
+    swept = 0
+    for path in (root.absolute() / _PARTIAL).glob("*-*"):
+        pid = path.name.split("-", 1)[0]
+        if pid.isdigit() and (int(pid) == os.getpid() or not _is_running(int(pid))):
+            path.unlink(missing_ok=True)
+            swept += 1
+    return swept
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that holds `folder`, or will once it is made."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

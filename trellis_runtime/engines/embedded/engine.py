@@ -1,0 +1,249 @@
+"""The embedded engine's stages, and what each leaves for the next.
+
+condition   photo -> crop and silhouette
+structure   silhouette -> coarse inflation
+shape       coarse inflation -> fine inflation
+texture     crop -> colours of front and back
+decode      inflation + shading -> heights of front and back
+bake        heights + colours -> closed mesh with textures
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import scipy
+from threadpoolctl import threadpool_limits
+
+from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba
+from trellis_runtime.contract.ladder import Plan, Stage
+from trellis_runtime.contract.request import EngineInfo
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.embedded import inflation, surface, texture
+from trellis_runtime.engines.embedded.budget import Budget, Share
+from trellis_runtime.engines.embedded.foreground import Foreground, find_foreground
+from trellis_runtime.engines.embedded.inflation import Field, Mask
+from trellis_runtime.engines.embedded.surface import Floats
+from trellis_runtime.errors import ImageRejected
+
+T = TypeVar("T")
+
+_CELLS_PER_RESOLUTION = 2  # a grid cell for every 2 of the request: 512 cells a side at 1024
+_THICKNESS = 0.85
+_RELIEF = 0.012
+_BACK_FLATNESS = 0.8
+
+
+@dataclass(slots=True)
+class _Products:
+    """What the stages have left so far; all on the host."""
+
+    foreground: Foreground | None = None
+    coarse: Field | None = None
+    mask: Mask | None = None
+    inflated: Field | None = None
+    colors: tuple[texture.Pixels, texture.Pixels] | None = None
+    heights: tuple[Floats, Floats] | None = None
+    asset: Asset | None = None
+
+
+class EmbeddedEngine:
+    """Silhouette inflation on a CPU; deterministic by seed."""
+
+    def __init__(self, memory_budget_bytes: int | None = None) -> None:
+        self._budget = Budget(memory_budget_bytes)
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            name="embedded",
+            versions={
+                "numpy": np.__version__,
+                "scipy": scipy.__version__,
+                "opencv": cv2.__version__,
+                "python": platform.python_version(),
+            },
+        )
+
+    def load(self, note: Callable[[str, float], None]) -> None:
+        """Nothing to load, but one thread for sums: their order, so the mesh, is then fixed.
+
+        The vectors are short, too: threads that wait for each other cost more than they bring.
+        """
+        started = time.perf_counter()
+        threadpool_limits(1, user_api="blas")
+        note("load", time.perf_counter() - started)
+
+    def begin(self, image: Rgba, plan: Plan) -> EmbeddedGeneration:
+        return EmbeddedGeneration(image, plan.seed, self._budget.share())
+
+    def wants_offload(self, plan: Plan) -> bool:
+        return False
+
+    def memory(self) -> MemorySnapshot | None:
+        return self._budget.snapshot()
+
+
+class EmbeddedGeneration:
+    """One job."""
+
+    def __init__(self, image: Rgba, seed: int, budget: Share) -> None:
+        self._image = image
+        self._seed = seed
+        self._budget = budget
+        self._made = _Products()
+
+    def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
+        {
+            Stage.CONDITION: self._condition,
+            Stage.STRUCTURE: self._structure,
+            Stage.SHAPE: self._shape,
+            Stage.TEXTURE: self._texture,
+            Stage.DECODE: self._decode,
+            Stage.BAKE: self._bake,
+        }[stage](plan, scope)
+        if plan.offload:
+            self._budget.drop()
+
+    def reclaim(self) -> None:
+        self._budget.drop()
+
+    def asset(self) -> Asset:
+        return _made(self._made.asset)
+
+    def close(self) -> None:
+        self._made = _Products()
+        self._budget.drop()
+
+    def _condition(self, plan: Plan, scope: JobScope) -> None:
+        # GrabCut and the crop work on copies; resident, the float picture stays for later stages.
+        self._budget.hold("the conditioning picture", self._image.size * 4)
+        self._made.foreground = find_foreground(self._image, plan.background, self._seed)
+
+    def _structure(self, plan: Plan, scope: JobScope) -> None:
+        cells = inflation.levels(_cells(plan.resolution))[0]
+        self._budget.hold("the coarse solution", inflation.working_bytes(cells, by_rows=False))
+        mask = inflation.grid_mask(_made(self._made.foreground).mask, cells)
+        self._made.coarse = inflation.solve(mask, None, by_rows=False)
+
+    def _shape(self, plan: Plan, scope: JobScope) -> None:
+        silhouette = _made(self._made.foreground).mask
+        solution = _made(self._made.coarse)
+        sizes = inflation.levels(_cells(plan.resolution))
+        need = inflation.working_bytes(sizes[-1], by_rows=plan.chunk_rows)
+        with self._budget.working("the fine solution", need):
+            for done, cells in enumerate(sizes):
+                scope.step(done, len(sizes))
+                mask = inflation.grid_mask(silhouette, cells)
+                solution = inflation.solve(mask, solution, by_rows=plan.chunk_rows)
+        if not solution.any():
+            raise ImageRejected(
+                "the foreground found is too thin to give it a shape", field="image"
+            )
+        self._budget.hold("the shape", solution.nbytes)
+        self._made.mask, self._made.inflated = mask, solution
+
+    def _texture(self, plan: Plan, scope: JobScope) -> None:
+        foreground = _made(self._made.foreground)
+        self._budget.hold("the colours", 2 * foreground.rgb.nbytes)
+        front = texture.front_colors(foreground)
+        self._made.colors = front, texture.back_colors(front, self._seed)
+
+    def _decode(self, plan: Plan, scope: JobScope) -> None:
+        inflated = _made(self._made.inflated)
+        side = inflated.shape[0]
+        # skips on the host: the relief is made in single precision, one field at a time
+        fields = 2 if plan.host_skips else 3 if plan.chunk_rows else 5
+        with self._budget.working("the heights", fields * 4 * side * side):
+            thickness = _THICKNESS * np.random.default_rng(self._seed).uniform(0.92, 1.08)
+            height = (np.sqrt(inflated) * thickness).astype(np.float32)
+            relief = texture.luminance_relief(_made(self._made.foreground), side)
+            relief *= _RELIEF * np.minimum(1.0, height / 0.05)
+            front = np.maximum(height + relief, 0.0)
+        self._budget.hold("the heights", 2 * front.nbytes)
+        self._made.heights = front, height * np.float32(_BACK_FLATNESS)
+
+    def _bake(self, plan: Plan, scope: JobScope) -> None:
+        mesh = self._surface(plan)
+        scope.step(1, 3)
+        split, is_back = surface.split_sides(mesh)
+        normals = surface.vertex_normals(mesh)[_origin_of(split, mesh)]
+        front, back = _made(self._made.colors)
+        common = dict(
+            vertices=split.vertices,
+            faces=split.faces.astype(np.uint32),
+            normals=normals,
+            effective={"resolution": plan.resolution},
+        )
+        if plan.texture_size == 0:
+            colors = texture.at_vertices(front, back, split.vertices[:, :2], is_back)
+            self._made.asset = Asset(**common, vertex_colors=colors)
+            return
+        need = texture.bake_bytes(plan.texture_size, by_rows=plan.chunk_bake)
+        with self._budget.working("the texture", need):
+            charts = surface.plan_charts(split, plan.texture_size)
+            base, packed = texture.bake(
+                front, back, charts, plan.texture_size, by_rows=plan.chunk_bake
+            )
+        scope.step(2, 3)
+        self._made.asset = Asset(
+            **common,
+            uvs=charts.uv(split.vertices[:, :2], is_back),
+            base_color=base,
+            metallic_roughness=packed,
+        )
+
+    def _surface(self, plan: Plan) -> surface.Surface:
+        """Return the closed surface, with no more faces than asked.
+
+        Where decimation does not leave it closed, a coarser grid does the same by construction.
+        """
+        finest = _made(self._made.mask).shape[0]
+        cells = min(finest, _cells(plan.remesh_resolution))
+        while True:
+            extracted = self._extract(cells, smooth_outline=plan.remesh)
+            reduced = surface.decimate(extracted, plan.decimation_target)
+            if reduced is not None:
+                return reduced
+            share = (plan.decimation_target / len(extracted.faces)) ** 0.5
+            cells = max(8, int(cells * min(share, 0.95)))
+
+    def _extract(self, cells: int, *, smooth_outline: bool) -> surface.Surface:
+        front, back = _made(self._made.heights)
+        mask = _made(self._made.mask)
+        with self._budget.working("the surface", _surface_bytes(mask, cells)):
+            if cells < mask.shape[0]:
+                mask = inflation.grid_mask(_made(self._made.foreground).mask, cells)
+                inside = inflation.inner_corners(mask)
+                front = inflation.resample(front, cells + 1) * inside
+                back = inflation.resample(back, cells + 1) * inside
+            return surface.extract(mask, front, back, smooth_outline=smooth_outline)
+
+
+def _cells(resolution: int) -> int:
+    return resolution // _CELLS_PER_RESOLUTION
+
+
+def _surface_bytes(mask: Mask, cells: int) -> int:
+    """Bytes of positions, quads and triangles of both sheets on a grid of `cells`."""
+    share = (cells / mask.shape[0]) ** 2
+    return int(mask.sum() * share) * 2 * (12 + 32 + 48)
+
+
+def _origin_of(split: surface.Surface, mesh: surface.Surface) -> np.ndarray:
+    """Return, for each vertex of `split`, the vertex of `mesh` that it came from."""
+    origin = np.empty(len(split.vertices), np.int64)
+    origin[split.faces.ravel()] = mesh.faces.ravel()
+    return origin
+
+
+def _made(product: T | None) -> T:
+    """Return a product that an earlier stage must have left."""
+    if product is None:
+        raise RuntimeError("a stage ran before the one that it rests on")
+    return product

@@ -1,0 +1,159 @@
+"""The card's memory: out of memory in all its forms, reclaiming, and what the driver sees.
+
+torch, CuMesh, nvdiffrast and the BLAS libraries each say "out of memory" in words of their own, and
+CuMesh and nvdiffrast allocate outside torch. Once a kernel has faulted, every later call on the
+device fails too: that is no lack of memory, and no retry in this process can help.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trellis_runtime.contract.engine import MemorySnapshot
+from trellis_runtime.errors import EngineFault, OutOfVram, WorkerError
+
+# CuMesh: "[CuMesh] CUDA error ... Error code: 700"; nvdiffrast: "Cuda error: 700[...]".
+_POISON = (
+    "illegal memory access",
+    "illegal address",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "device-side assert",
+    "uncorrectable ecc",
+    "ecc error",
+    "launch timed out",
+    "error code: 700",
+    "error code: 719",
+    "cuda error: 700[",
+    "cuda error: 719[",
+    "gpu is lost",
+)
+_NO_MEMORY = (
+    "out of memory",
+    "error code: 2\n",
+    "error code: 2 ",
+    "cuda error: 2[",
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "cudaerrormemoryallocation",
+    "cublas_status_not_initialized",  # how cuBLAS says that its workspace did not fit
+)
+_POLL_S = 0.01
+
+
+def translate(err: BaseException) -> WorkerError | None:
+    """Return our error for one of the device's, None for anything else."""
+    if isinstance(err, torch.OutOfMemoryError):
+        return OutOfVram(_first_line(err))
+    if not isinstance(err, RuntimeError):
+        return None
+    text = str(err).lower() + "\n"
+    if any(words in text for words in _POISON):
+        return EngineFault(_first_line(err))
+    if any(words in text for words in _NO_MEMORY):
+        return OutOfVram(_first_line(err))
+    return None
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise our errors for the device's."""
+    try:
+        yield
+    except RuntimeError as err:
+        failure = translate(err)
+        if failure is None:
+            raise
+        # The frames that it went through hold tensors, for as long as anyone holds the error.
+        traceback.clear_frames(err.__traceback__)
+        raise failure from None
+
+
+def reclaim() -> None:
+    """Give every byte that torch can do without back to the driver.
+
+    CuMesh allocates with plain cudaMalloc: what torch caches is lost to it.
+    """
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+
+
+def release() -> None:
+    """Give torch's cached blocks back to the driver: before each step of a library that cannot use
+    them."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def require_free(what: str, size: int) -> None:
+    """Raise `OutOfVram` unless `size` bytes are free for a library outside torch.
+
+    CuMesh was seen to crash the process where an allocation of its own failed; that must not be
+    how a job learns that memory is short.
+    """
+    release()
+    free, _ = torch.cuda.mem_get_info()
+    if free < size:
+        raise OutOfVram(f"{what} needs about {size >> 20} MiB; {free >> 20} MiB are free")
+
+
+def available() -> int:
+    """Return the bytes that an allocation could get: free, or cached by torch."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+class PeakWatch:
+    """Samples the card's use, as the driver sees it, from a thread of its own.
+
+    Use by other processes counts too: the card is what runs out.
+    """
+
+    def __init__(self) -> None:
+        self._peak = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes in use at the highest moment seen since `start`."""
+        return self._peak
+
+    def start(self) -> None:
+        """Begin to watch, from now."""
+        self.stop()
+        self._peak = 0
+        self._stop = threading.Event()
+        device = torch.cuda.current_device()
+        arguments = (self._stop, device)
+        self._thread = threading.Thread(target=self._watch, args=arguments, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def snapshot(self) -> MemorySnapshot:
+        free, total = torch.cuda.mem_get_info()
+        self._peak = max(self._peak, total - free)
+        return MemorySnapshot(free=free, total=total, peak=self._peak)
+
+    def _watch(self, stop: threading.Event, device: int) -> None:
+        torch.cuda.set_device(device)
+        while not stop.wait(_POLL_S):
+            free, total = torch.cuda.mem_get_info()
+            self._peak = max(self._peak, total - free)
+
+
+def _first_line(err: BaseException) -> str:
+    return str(err).strip().splitlines()[0][:300] if str(err).strip() else type(err).__name__

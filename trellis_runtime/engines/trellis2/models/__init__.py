@@ -1,0 +1,1 @@
+"""Upstream's networks computed faster or in less memory, on plain tensors."""

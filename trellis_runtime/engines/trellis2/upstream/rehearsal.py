@@ -1,0 +1,157 @@
+"""A rehearsal: the structure of a real shape, so that random weights meet real sizes.
+
+With random weights the sparse structure is noise, and every count behind it is meaningless. Here a
+sphere and a torus are voxelised by o_voxel itself, and the places where upstream's models decide
+what exists (the structure, the decoder's subdivisions, its dual vertices) answer with that shape.
+Architectures, dtypes, token and voxel counts, kernels, memory and times are then real; the looks
+are noise, and every answer says `synthetic`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trellis_runtime.engines.trellis2.grid import cell_keys, find
+
+if TYPE_CHECKING:
+    from trellis_runtime.engines.trellis2.upstream.adapter import Pipeline
+
+RESOLUTIONS = (512, 1024, 1536)
+_LEVELS = 4  # the decoder doubles its grid four times
+
+
+def drive(pipeline: Pipeline) -> None:
+    """Make the structure, the decoder and the cascade follow the shape."""
+    oracle = Oracle()
+    inner, decoder = pipeline.inner, pipeline.modules["shape_slat_decoder"]
+    for level, blocks in enumerate(list(decoder.blocks)[:-1]):  # type: ignore[arg-type]
+        blocks[-1].to_subdiv = _Subdivision(blocks[-1].to_subdiv, oracle, level)
+    decoder.output_layer = _Output(decoder.get_submodule("output_layer"), oracle)
+    _wrap(inner, "sample_sparse_structure", oracle.structure)
+    _before(decoder, "upsample", lambda *_: oracle.use(512))
+    _before(decoder, "set_resolution", oracle.use)
+
+
+class Oracle:
+    """Knows which cells of each grid the shape touches, and its dual vertices in the finest."""
+
+    def __init__(self) -> None:
+        self.resolution = 512
+        self._dual = {r: _voxelise(r) for r in RESOLUTIONS}
+        self._cells = {
+            (r, r >> level): (coords.long() >> level).unique(dim=0)  # type: ignore[no-untyped-call]
+            for r, (coords, _, _) in self._dual.items()
+            for level in range(_LEVELS + 1)
+        }
+        self._keys = {
+            at: cell_keys(cells, at[1]).sort().values for at, cells in self._cells.items()
+        }
+
+    def use(self, resolution: int) -> None:
+        """Answer for this resolution from now on, the nearest one that is known."""
+        self.resolution = min(RESOLUTIONS, key=lambda r: abs(r - resolution))
+
+    def structure(self, resolution: int) -> Tensor:
+        """Return coordinates (N, 4) on a grid of `resolution`."""
+        coords, _, _ = self._dual[512]
+        cells = (coords.long() * resolution // 512).unique(dim=0)  # type: ignore[no-untyped-call]
+        return torch.cat([torch.zeros_like(cells[:, :1]), cells], dim=1).int()
+
+    def has(self, side: int, cells: Tensor) -> Tensor:
+        """Return, (N,) bool, which cells of a grid of `side` the shape touches."""
+        return find(self._keys[(self.resolution, side)], cells, side)[1]
+
+    def dual(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which finest cells are known, their dual vertices (0..1) and crossings."""
+        coords, vertices, crossings = self._dual[self.resolution]
+        at, known = find(cell_keys(coords, self.resolution), cells, self.resolution)
+        return known, vertices[at], crossings[at]
+
+
+class _Subdivision(nn.Module):
+    """Answers a decoder level's question: which of a cell's eight children exist?"""
+
+    def __init__(self, inner: nn.Module, oracle: Oracle, level: int) -> None:
+        super().__init__()
+        self.inner, self._oracle, self._level = inner, oracle, level
+
+    def forward(self, x: Any) -> Any:
+        y = self.inner(x)
+        side = (self._oracle.resolution >> _LEVELS) << (self._level + 1)
+        children = x.coords[:, 1:] * 2
+        exists = [
+            self._oracle.has(side, children + children.new_tensor([i & 1, i >> 1 & 1, i >> 2 & 1]))
+            for i in range(8)
+        ]
+        return y.replace(torch.stack(exists, 1).to(y.feats.dtype) * 2 - 1)
+
+
+class _Output(nn.Module):
+    """Answers the last layer: dual vertices (as logits) and crossed edges of the shape."""
+
+    def __init__(self, inner: nn.Module, oracle: Oracle) -> None:
+        super().__init__()
+        self.inner, self._oracle = inner, oracle
+
+    def forward(self, x: Any) -> Any:
+        y = self.inner(x)
+        known, vertices, crossings = self._oracle.dual(y.coords[:, 1:])
+        share = ((vertices + 0.5) / 2).clamp(1e-4, 1 - 1e-4)
+        feats = y.feats.clone()
+        feats[:, :3] = torch.log(share / (1 - share)).to(feats.dtype)
+        feats[:, 3:6] = (crossings & known[:, None]).to(feats.dtype) * 2 - 1
+        return y.replace(feats)
+
+
+def _voxelise(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sorted cells (N, 3), dual vertices (N, 3) in 0..1, and crossed edges (N, 3)."""
+    import o_voxel
+
+    vertices, faces = _shape()
+    cells, dual, crossings = o_voxel.convert.mesh_to_flexible_dual_grid(
+        torch.from_numpy(vertices),
+        torch.from_numpy(faces),
+        grid_size=resolution,
+        aabb=[[-0.5] * 3, [0.5] * 3],
+        face_weight=1.0,
+        boundary_weight=0.2,
+        regularization_weight=1e-2,
+    )
+    order = cell_keys(cells, resolution).argsort()
+    inside = (dual * resolution - cells).clamp(0, 1)
+    return cells[order].int().cuda(), inside[order].cuda(), crossings[order].bool().cuda()
+
+
+def _shape() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return a sphere inside a tilted torus."""
+    import trimesh
+
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=0.25)
+    ring = trimesh.creation.torus(0.4, 0.06, major_sections=200, minor_sections=64)
+    ring.apply_transform(trimesh.transformations.rotation_matrix(0.6, [1, 0.3, 0]))
+    both = trimesh.util.concatenate([ball, ring])
+    return both.vertices.astype(np.float32), both.faces.astype(np.int64)
+
+
+def _wrap(owner: Any, name: str, answer: Any) -> None:
+    original = getattr(owner, name)
+
+    def call(condition: Any, resolution: int, *rest: Any) -> Tensor:
+        original(condition, resolution, *rest)  # its time and memory are part of the rehearsal
+        return answer(resolution)
+
+    setattr(owner, name, call)
+
+
+def _before(owner: Any, name: str, action: Any) -> None:
+    original = getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        action(*args)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, call)

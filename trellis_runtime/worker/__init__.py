@@ -1,0 +1,1 @@
+"""The job boundary: admission, start-up, one job's way through the engine, the answer."""

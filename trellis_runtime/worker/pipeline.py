@@ -1,0 +1,293 @@
+"""The story: one request to one stored, validated GLB.
+
+image ─► condition ─► structure ─► shape ─► texture ─► decode ─► bake ─► export ─► preview ─► store
+         └──────────── the engine's stages, each repeatable alone ─────────┘
+                       out of memory: one rung down, the struck stage again
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from trellis_runtime import __version__
+from trellis_runtime.assets import preview
+from trellis_runtime.assets.glb_writer import CONTENT_TYPE, EncodedGlb, encode_glb, require_glb
+from trellis_runtime.assets.images import load_image
+from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
+from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
+from trellis_runtime.contract.ladder import (
+    ENGINE_STAGES,
+    LOWEST_LEVEL,
+    Descent,
+    Plan,
+    Stage,
+    restart_stage,
+)
+from trellis_runtime.contract.request import (
+    Artifact,
+    Attempt,
+    Degradation,
+    GenerationRequest,
+    GenerationResult,
+    MeshReport,
+    Output,
+    TextureFormat,
+    TextureReport,
+    Vram,
+)
+from trellis_runtime.contract.scope import JobScope, logger
+from trellis_runtime.delivery.choose import (
+    ANSWER_NAME,
+    MODEL_NAME,
+    PREVIEW_NAME,
+    THUMBNAIL_NAME,
+    TURNTABLE_NAME,
+    Delivery,
+)
+from trellis_runtime.delivery.storage import Store
+from trellis_runtime.errors import OutOfVram
+from trellis_runtime.settings import FetchLimits, ImageLimits
+
+Finish = Callable[[GenerationResult], bytes]
+"""Turns a result into the JSON that is answered, or refuses it; called before it is stored."""
+
+
+@dataclass(slots=True)
+class _Delivered:
+    store: Store
+    model: Artifact
+    pictures: dict[str, Artifact]
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture of the model: the answer's field that tells of it, and its file."""
+
+    field: str
+    file_name: str
+    content_type: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Made:
+    """What the engine made, and how far down the ladder it had to go."""
+
+    asset: Asset
+    descent: Descent
+    attempts: list[Attempt] = field(default_factory=list)
+    vram: Vram | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """One request to one stored, validated GLB."""
+
+    engine: Engine
+    image_limits: ImageLimits
+    fetch_limits: FetchLimits
+    init: dict[str, float]
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        seed: int,
+        delivery: Delivery,
+        scope: JobScope,
+        finish: Finish,
+    ) -> GenerationResult:
+        """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
+        delivery.require_possible(request.output)
+        with scope.stage(Stage.IMAGE):
+            image = load_image(request, self.image_limits, self.fetch_limits, scope)
+        made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
+        with scope.stage(Stage.EXPORT):
+            glb, report = export(made.asset, request.output.texture_format, self._extras(made))
+        pictures: list[_Picture] = []
+        if request.output.preview or request.output.turntable:
+            with scope.stage(Stage.PREVIEW):
+                pictures = _pictures(glb.data, request.output, scope)
+        with scope.stage(Stage.STORE):
+            delivered = self._deliver(glb.data, pictures, request, delivery, scope)
+        with _taken_back_on_error(delivered.store):
+            result = self._result(scope, made, report, glb, delivered)
+            encoded = finish(result)
+            if delivered.model.base64 is None:
+                delivered.store.put(ANSWER_NAME, encoded, "application/json", scope)
+            scope.check()
+        return result
+
+    @staticmethod
+    def _deliver(
+        glb: bytes,
+        pictures: list[_Picture],
+        request: GenerationRequest,
+        delivery: Delivery,
+        scope: JobScope,
+    ) -> _Delivered:
+        """Store the pictures, then the model: a model in place says that the job is complete."""
+        size = len(glb) + sum(len(picture.data) for picture in pictures)
+        store = delivery.store_for(request.output, size)
+        shown = {}
+        with _taken_back_on_error(store):
+            for picture in pictures:
+                kept = store.put(picture.file_name, picture.data, picture.content_type, scope)
+                shown[picture.field] = kept
+                scope.check()
+            model = store.put(MODEL_NAME, glb, CONTENT_TYPE, scope)
+            scope.check()
+        return _Delivered(store, model, shown)
+
+    def _make(self, image: Rgba, requested: Plan, max_level: int, scope: JobScope) -> _Made:
+        """Run the engine's stages, going down the ladder where memory runs out."""
+        offload = self.engine.wants_offload(requested)
+        descent = Descent.begin(requested, max_level, offload=offload)
+        attempts: list[Attempt] = []
+        generation = self.engine.begin(image, requested)
+        try:
+            stage: Stage | None = ENGINE_STAGES[0]
+            while stage is not None:
+                stage = self._attempt(generation, stage, descent, attempts, scope)
+            made = _Made(generation.asset(), descent, attempts)
+            if memory := self.engine.memory():
+                made.vram = Vram(peak_bytes=memory.peak, total_bytes=memory.total)
+            return made
+        finally:
+            generation.close()
+
+    def _attempt(
+        self,
+        generation: Generation,
+        stage: Stage,
+        descent: Descent,
+        attempts: list[Attempt],
+        scope: JobScope,
+    ) -> Stage | None:
+        """Run one stage; return the next, or the one to repeat after a step down."""
+        started = time.perf_counter()
+        try:
+            with scope.stage(stage):
+                generation.run(stage, descent.plan, scope)
+            following = ENGINE_STAGES.index(stage) + 1
+            return ENGINE_STAGES[following] if following < len(ENGINE_STAGES) else None
+        except OutOfVram as err:
+            # The traceback holds the stage's frames and, through them, its arrays.
+            message = err.message
+            err.__traceback__ = None
+        memory = self.engine.memory()
+        attempts.append(
+            Attempt(
+                stage=stage,
+                rung=descent.rung.name,
+                error=message,
+                vram_free_bytes=memory.free if memory else None,
+                seconds=round(time.perf_counter() - started, 4),
+            )
+        )
+        generation.reclaim()
+        return self._step_down(stage, descent, attempts, scope)
+
+    def _step_down(
+        self, stage: Stage, descent: Descent, attempts: list[Attempt], scope: JobScope
+    ) -> Stage:
+        rung = descent.step_down(stage)
+        logger().warning(
+            "rung_failed",
+            job_id=scope.job_id,
+            stage=stage,
+            rung=attempts[-1].rung,
+            next_rung=rung.name if rung else None,
+            reason=attempts[-1].error,
+        )
+        if rung is None:
+            raise OutOfVram(
+                f"{stage} did not fit at any rung up to level {descent.max_level}: "
+                f"{attempts[-1].error}",
+                field="max_degradation_level" if descent.max_level < LOWEST_LEVEL else None,
+                details={"attempts": [a.model_dump(mode="json") for a in attempts]},
+            )
+        return restart_stage(rung, stage)
+
+    def _extras(self, made: _Made) -> dict[str, Any]:
+        return {
+            "engine": self.engine.info().name,
+            "worker_version": __version__,
+            "seed": made.descent.requested.seed,
+            "degradation_level": made.descent.rung.level,
+        }
+
+    def _result(
+        self,
+        scope: JobScope,
+        made: _Made,
+        report: MeshReport,
+        glb: EncodedGlb,
+        delivered: _Delivered,
+    ) -> GenerationResult:
+        descent = made.descent
+        effective = descent.plan.quality() | made.asset.effective
+        return GenerationResult(
+            job_id=scope.job_id,
+            glb_url=delivered.model.url,
+            artifact=delivered.model,
+            preview=delivered.pictures.get("preview"),
+            thumbnail=delivered.pictures.get("thumbnail"),
+            turntable=delivered.pictures.get("turntable"),
+            engine=self.engine.info(),
+            worker_version=__version__,
+            seed=descent.requested.seed,
+            oom_quality_degradation_level=descent.rung.level,
+            degradation=Degradation(
+                level=descent.rung.level,
+                lossless=descent.lossless,
+                rung=descent.rung.name,
+                requested=descent.requested.quality(),
+                effective=effective,
+                attempts=made.attempts,
+            ),
+            mesh=report,
+            texture=TextureReport(size=made.asset.texture_size, format=glb.texture_format),
+            timings={name: round(seconds, 4) for name, seconds in scope.timings.items()},
+            vram=made.vram,
+            init=self.init,
+        )
+
+
+def _pictures(glb: bytes, output: Output, scope: JobScope) -> list[_Picture]:
+    made = []
+    if output.preview:
+        png = preview.render_glb(glb)
+        webp = preview.thumbnail(png)
+        made.append(_Picture("preview", PREVIEW_NAME, preview.CONTENT_TYPE, png))
+        made.append(_Picture("thumbnail", THUMBNAIL_NAME, preview.WEBP_CONTENT_TYPE, webp))
+    if output.turntable:
+        turn = preview.turntable(glb, scope.step)
+        made.append(_Picture("turntable", TURNTABLE_NAME, preview.WEBP_CONTENT_TYPE, turn))
+    return made
+
+
+def export(
+    asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]
+) -> tuple[EncodedGlb, MeshReport]:
+    """Return a checked GLB and the report on its mesh; raises `MeshRejected` or `GlbRejected`."""
+    require_mesh(asset)
+    with ThreadPoolExecutor(1) as beside:  # textures are encoded while the mesh is inspected
+        report = beside.submit(inspect_mesh, asset)
+        glb = encode_glb(asset, texture_format, extras)
+        require_glb(glb.data)
+        return glb, report.result()
+
+
+@contextmanager
+def _taken_back_on_error(store: Store) -> Iterator[None]:
+    """Leave nothing of a job behind that was stopped, or whose answer cannot be given."""
+    try:
+        yield
+    except BaseException:
+        store.discard()
+        raise

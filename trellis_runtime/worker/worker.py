@@ -1,0 +1,388 @@
+"""The job boundary: a job's dict in, an answer's dict out, and nothing else ever escapes.
+
+The platform's event loop is never blocked: generations run on threads of their own, as many as
+may run side by side (one by default: it owns the GPU). A stopped job is told to stop and its slot
+stays closed until its thread has really left; only then does the cancellation go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trellis_runtime import __version__
+from trellis_runtime.contract.engine import Engine
+from trellis_runtime.contract.request import (
+    MAX_SEED,
+    GenerationRequest,
+    GenerationResult,
+    parse_request,
+)
+from trellis_runtime.contract.scope import Deadline, JobScope, configure_logging, logger
+from trellis_runtime.delivery.choose import Delivery, require_answer_fits
+from trellis_runtime.delivery.s3 import require_bucket
+from trellis_runtime.delivery.storage import free_bytes, sweep_partial
+from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
+from trellis_runtime.settings import Settings
+from trellis_runtime.worker.admission import Admission
+from trellis_runtime.worker.pipeline import Pipeline
+from trellis_runtime.worker.readahead import ReadAhead
+from trellis_runtime.worker.warmup import warm_up
+
+Notify = Callable[[dict[str, Any]], None]
+"""Sends one progress update of a job; it may block, and is called from a thread of its own."""
+
+HEALTH_TIMEOUT_S = 10.0
+_PROGRESS_INTERVAL_S = 1.0
+_LAST_PROGRESS = 0.9
+_LOCAL_IDS = ("", "local_test")
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process's worker: an engine, a gate, and the threads that run jobs."""
+
+    settings: Settings
+    engine: Engine
+    init: dict[str, float]
+    admission: Admission
+    _threads: ThreadPoolExecutor
+    _loading: threading.Lock = field(default_factory=threading.Lock)
+    _loaded: bool = False
+    _on_defunct: list[Callable[[], None]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, settings: Settings | None = None, engine: Engine | None = None) -> Worker:
+        """Build a worker that is ready for jobs; raises `SetupFailed` when it cannot serve.
+
+        `engine` is the one that the settings ask for, unless the caller brings another.
+        """
+        settings = settings or Settings.from_env()
+        configure_logging(settings.logging.level, settings.logging.format)
+        init = {"imports": _process_age()}
+        swept = sweep_partial(settings.delivery.output_dir)
+        reading = _read_ahead(settings)
+        engine = engine or build_engine(settings)
+        admission = Admission(settings.jobs, settings.delivery.output_dir)
+        threads = ThreadPoolExecutor(settings.jobs.max_concurrent, thread_name_prefix="generate")
+        worker = cls(settings, engine, init, admission, threads)
+        if settings.start.preload:
+            worker._ensure_loaded()
+        if reading is not None:
+            init |= {"read": round(reading.seconds, 3), "read_gb": round(reading.bytes / 1e9, 3)}
+        init["ready"] = _process_age()
+        admission.open()
+        logger().info(
+            "worker_ready",
+            engine=engine.info().name,
+            worker_version=__version__,
+            preloaded=settings.start.preload,
+            swept_files=swept,
+            **{f"init_{phase}_s": seconds for phase, seconds in init.items()},
+        )
+        return worker
+
+    def _ensure_loaded(self) -> None:
+        """Load the engine, and warm it up when asked to, unless that is done."""
+        with self._loading:
+            if self._loaded:
+                return
+            self.engine.load(self._note_phase)
+            if self.settings.start.warm_up != "off":
+                started = time.perf_counter()
+                warm_up(self.engine, int(self.settings.start.warm_up))
+                self._note_phase("warm_up", time.perf_counter() - started)
+            self._loaded = True
+
+    def _note_phase(self, phase: str, seconds: float) -> None:
+        self.init[phase] = round(seconds, 3)
+
+    def require_fit(self) -> None:
+        """The start-up check: raises `SetupFailed` for a worker that must not take jobs."""
+        if shortage := self.admission.disk_shortage():
+            raise SetupFailed(shortage)
+        if self.settings.bucket.is_configured:
+            require_bucket(self.settings.bucket)
+
+    async def handle(self, job: dict[str, Any], notify: Notify | None = None) -> dict[str, Any]:
+        """Answer one job; the only exception that leaves is the platform's own cancellation."""
+        job_id = str(job.get("id") or "").encode("utf-8", "replace").decode()
+        try:
+            payload = job.get("input")
+            if isinstance(payload, dict) and payload.get("type") == "health":
+                return await self.health()
+            answer = await self._generate(job, job_id, payload, notify)
+        except WorkerError as err:
+            answer = self._failure(job_id, err)
+        except Exception:  # noqa: BLE001 - the one place where anything at all becomes an answer
+            logger().exception("unexpected_failure", job_id=job_id)
+            answer = self._failure(job_id, InternalError("the worker failed; see its log"))
+        if self.admission.defunct_reason is not None:
+            answer["refresh_worker"] = True
+            for hook in self._on_defunct:
+                hook()
+        return answer
+
+    def on_defunct(self, hook: Callable[[], None]) -> None:
+        """Call `hook` on the event loop when this worker must be replaced."""
+        self._on_defunct.append(hook)
+
+    async def health(self) -> dict[str, Any]:
+        """Answer what this worker is and has, within `HEALTH_TIMEOUT_S`, also while jobs run."""
+        report: Future[dict[str, Any]] = Future()
+
+        def gather() -> None:
+            facts = self._facts()
+            with suppress(InvalidStateError):  # too late: nobody waits any more
+                report.set_result(facts)
+
+        # A thread of its own, which nobody waits for at exit: a driver that hangs, hangs for good.
+        threading.Thread(target=gather, name="health", daemon=True).start()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(report), HEALTH_TIMEOUT_S)
+        except TimeoutError:
+            return {"status": "timeout", "timeout_s": HEALTH_TIMEOUT_S}
+
+    def close(self) -> None:
+        """Let the threads end; those in hand finish first."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _generate(
+        self, job: dict[str, Any], job_id: str, payload: object, notify: Notify | None
+    ) -> dict[str, Any]:
+        request = parse_request(payload)
+        progress = _ProgressSender(notify) if notify else None
+        deadline = Deadline.after(_job_seconds(job, self.settings.jobs.timeout_s))
+        scope = JobScope(job_id, deadline, progress.update if progress else None)
+        with self.admission.slot():
+            running = self._threads.submit(self._run, job, request, scope)
+            try:
+                return await _until_left(running, scope)
+            finally:
+                if progress:
+                    await asyncio.to_thread(progress.close)
+
+    def _run(
+        self, job: dict[str, Any], request: GenerationRequest, scope: JobScope
+    ) -> dict[str, Any]:
+        """Run one generation on its thread, and tell the log how it ended."""
+        started = time.perf_counter()
+        self._ensure_loaded()
+        delivery = Delivery(self.settings, scope.job_id or "local", job.get("s3Config"))
+        pipeline = Pipeline(self.engine, self.settings.image, self.settings.fetch, self.init)
+        seed = request.seed if request.seed is not None else draw_seed(scope.job_id)
+        try:
+            result = pipeline.generate(request, seed, delivery, scope, self._encode)
+        except WorkerError as err:
+            self.admission.note_failure(err)
+            logger().warning(
+                "generation_failed",
+                job_id=scope.job_id,
+                code=err.code,
+                fault=err.fault,
+                reason=err.message,
+                elapsed_seconds=round(time.perf_counter() - started, 3),
+                worker_version=__version__,
+            )
+            raise
+        self.admission.note_success()
+        _log_complete(result, request, time.perf_counter() - started)
+        return result.model_dump(mode="json")
+
+    def _encode(self, result: GenerationResult) -> bytes:
+        limit = self.settings.delivery.max_answer_bytes
+        return require_answer_fits(result.model_dump(mode="json"), limit)
+
+    def _failure(self, job_id: str, err: WorkerError) -> dict[str, Any]:
+        # Names and values of the caller's are in there: a lone surrogate is no UTF-8, and the SDK
+        # would fail to post it.
+        text = json.dumps(err.to_wire(job_id), default=str, ensure_ascii=False)
+        return json.loads(text.encode("utf-8", "replace"))
+
+    def _facts(self) -> dict[str, Any]:
+        memory = self.engine.memory()
+        return {
+            "status": "ok" if self.admission.defunct_reason is None else "defunct",
+            "state": self.admission.state,
+            "engine": self.engine.info().model_dump(mode="json"),
+            "worker_version": __version__,
+            "disk": {
+                "free_bytes": free_bytes(self.settings.delivery.output_dir),
+                "required_bytes": self.settings.jobs.min_free_disk_bytes,
+            },
+            "vram": None
+            if memory is None
+            else {"free_bytes": memory.free, "total_bytes": memory.total},
+            "queue": {
+                "in_hand": self.admission.in_hand,
+                "max_concurrent": self.settings.jobs.max_concurrent,
+                "max_queued": self.settings.jobs.max_queued,
+                "served": self.admission.served,
+            },
+            "init": self.init,
+        }
+
+
+def _read_ahead(settings: Settings) -> ReadAhead | None:
+    """Begin to read the models, before the imports that take as long."""
+    if settings.engine == "embedded" or not settings.start.preload:
+        return None
+    wanted = (
+        settings.trellis2.model_dir,
+        settings.trellis2.dinov3_dir,
+        settings.trellis2.rembg_dir,
+    )
+    folders = [folder for folder in wanted if folder is not None and folder.is_dir()]
+    return ReadAhead(folders) if folders else None
+
+
+def build_engine(settings: Settings) -> Engine:
+    """Return the engine that the settings ask for; it is not loaded yet."""
+    choice = settings.engine
+    if choice == "auto":
+        has_gpu_engine = settings.platform.is_worker or settings.trellis2.model_dir is not None
+        choice = "trellis2" if has_gpu_engine else "embedded"
+        logger().info("engine_chosen", engine=choice, reason="TRELLIS2_ENGINE is auto")
+    # The lazy imports of the package: the rest runs on a machine without torch.
+    if choice == "trellis2" and settings.jobs.max_concurrent > 1:
+        raise SetupFailed(
+            f"MAX_CONCURRENT_GENERATIONS is {settings.jobs.max_concurrent}; the trellis2 engine "
+            "runs one generation at a time, as the card's memory and random state are shared"
+        )
+    if choice == "embedded":
+        from trellis_runtime.engines.embedded import EmbeddedEngine
+
+        return EmbeddedEngine(settings.embedded.memory_budget_bytes)
+    try:
+        from trellis_runtime.engines.trellis2 import Trellis2Engine
+    except ImportError as err:
+        raise SetupFailed(
+            f"the trellis2 engine needs {err.name}, which is not installed; on a machine without "
+            "a GPU set TRELLIS2_ENGINE=embedded"
+        ) from None
+    return Trellis2Engine(settings.trellis2)
+
+
+def draw_seed(job_id: str) -> int:
+    """Return a seed for a job that names none.
+
+    A job that the platform runs again (its worker died, say) has the same id and gets the same
+    seed, so both runs make one truth. Ids that are not unique get fresh randomness.
+    """
+    source = os.urandom(8) if job_id in _LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()
+    return int.from_bytes(source[:8], "big") & MAX_SEED
+
+
+async def _until_left(running: Future[dict[str, Any]], scope: JobScope) -> dict[str, Any]:
+    """Await a generation; when cancelled, stop it and wait until its thread has left.
+
+    However often the cancellation is repeated: leaving early would let the next job meet a GPU
+    that is still in use.
+    """
+    waiting = asyncio.wrap_future(running)
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([waiting])
+        except asyncio.CancelledError as err:
+            scope.cancel()
+            cancelled = err
+    if cancelled is not None:
+        waiting.cancel()
+        if not running.cancelled():
+            running.exception()  # retrieved, so that nothing is logged at random later
+        raise cancelled
+    return await waiting
+
+
+def _job_seconds(job: dict[str, Any], default: float) -> float:
+    """Return the job's time: the platform's `policy.executionTimeout` (ms), where it is passed."""
+    policy = job.get("policy")
+    stated = policy.get("executionTimeout") if isinstance(policy, dict) else None
+    usable = isinstance(stated, int | float) and not isinstance(stated, bool) and stated > 0
+    return min(stated / 1000, default) if usable and stated is not None else default
+
+
+def _process_age() -> float:
+    """Return seconds since this process started, by the kernel's account."""
+    try:
+        ticks = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
+        uptime = Path("/proc/uptime").read_text().split()[0]
+        return round(float(uptime) - int(ticks) / os.sysconf("SC_CLK_TCK"), 3)
+    except (OSError, ValueError, IndexError):  # not Linux
+        return round(time.process_time(), 3)
+
+
+def _log_complete(result: GenerationResult, request: GenerationRequest, seconds: float) -> None:
+    logger().info(
+        "generation_complete",
+        job_id=result.job_id,
+        elapsed_seconds=round(seconds, 3),
+        engine=result.engine.name,
+        pipeline_type=str(request.resolution),
+        degradation_level=result.degradation.level,
+        rung=result.degradation.rung,
+        lossless=result.degradation.lossless,
+        oom_retries=len(result.degradation.attempts),
+        vertices=result.mesh.vertices,
+        faces=result.mesh.faces,
+        mesh_warnings=result.mesh.warnings,
+        texture_size=result.texture.size,
+        glb_bytes=result.artifact.bytes,
+        stage_seconds=result.timings,
+        vram_peak_bytes=result.vram.peak_bytes if result.vram else None,
+        worker_version=__version__,
+    )
+
+
+class _ProgressSender:
+    """Sends a job's progress: few updates, in order, the last one well before the result.
+
+    The platform writes updates and the result to one place in the order in which they arrive, so
+    one thread sends, one at a time, and `close` waits for it.
+    """
+
+    def __init__(self, notify: Notify) -> None:
+        self._notify = notify
+        self._latest: dict[str, Any] | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._send, name="progress", daemon=True)
+        self._thread.start()
+
+    def update(self, stage: str, fraction: float) -> None:
+        """Offer an update; only the newest is sent, at most one a second."""
+        if fraction > _LAST_PROGRESS:
+            return
+        with self._changed:
+            self._latest = {"stage": stage, "progress": round(fraction, 3)}
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Send nothing more, and return once nothing is under way."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=10)
+
+    def _send(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._latest is not None)
+                if self._closed:
+                    return
+                update, self._latest = self._latest, None
+            if update is not None:
+                self._notify(update)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=_PROGRESS_INTERVAL_S)
