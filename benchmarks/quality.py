@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trellis_runtime.assets.mesh import component_count
+from trellis_runtime.assets.topology import component_count
 from trellis_runtime.engines.trellis2.baking.bake import Decoded, Sampler
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.unwrap import covered_texels

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import quality
 from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
-from trellis_runtime.contract.ladder import ENGINE_STAGES, Stage
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2.baking import bake as baking
 from trellis_runtime.engines.trellis2.baking import unwrap as unwrapping
 from trellis_runtime.engines.trellis2.engine import sampler_parameters

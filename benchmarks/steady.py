@@ -13,8 +13,9 @@ import torch
 
 from benchmarks import quality
 from benchmarks.common import Bench, plan_for
-from trellis_runtime.contract.ladder import ENGINE_STAGES, Plan, ladder
+from trellis_runtime.contract.ladder import Plan, ladder
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import ENGINE_STAGES
 
 
 @dataclass(slots=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from trellis_runtime.contract.request import request_schema, result_schema
+from trellis_runtime.contract.answer import result_schema
+from trellis_runtime.contract.request import request_schema
 from trellis_runtime.settings import VARIABLES, Settings
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from trellis_runtime.contract.scope import JobScope, configure_logging
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.logs import configure_logging
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.worker import Worker
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from handler import serve
 from trellis_runtime.contract.engine import Asset, Generation, MemorySnapshot, Rgba
-from trellis_runtime.contract.ladder import Plan, Stage
+from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault
 from trellis_runtime.worker.worker import Worker

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, encoded, environment, picture
-from trellis_runtime.__main__ import main
-from trellis_runtime.assets.glb_writer import inspect_glb
+from trellis_runtime.assets.glb_reader import inspect_glb
+from trellis_runtime.cli.parser import main
 
 
 def run(tmp_path: Path, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:

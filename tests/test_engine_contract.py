@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import picture, pixels
-from trellis_runtime.assets.glb_writer import encode_glb, require_glb
+from trellis_runtime.assets.glb_reader import require_glb
+from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
 from trellis_runtime.contract.engine import Asset, Engine
-from trellis_runtime.contract.ladder import ENGINE_STAGES, Plan, Stage, ladder
+from trellis_runtime.contract.ladder import Plan, ladder
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope
+from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import DeadlineExceeded, ImageRejected, JobCancelled
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trellis_runtime.assets.glb_writer import encode_glb, inspect_glb, read_glb, require_glb
+from trellis_runtime.assets.glb_reader import inspect_glb, read_glb, require_glb
+from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.preview import render_glb
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trellis_runtime.contract.ladder import Plan, Stage
+from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.engine import Trellis2Engine, Trellis2Generation

@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trellis_runtime.contract.ladder import (
-    ENGINE_STAGES,
     RUNGS,
     TEXTURE_LEVELS,
     Descent,
     Plan,
-    Stage,
     ladder,
     restart_stage,
 )
@@ -24,6 +22,7 @@ from trellis_runtime.contract.request import (
     TextureSize,
     parse_request,
 )
+from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 
 requests = st.builds(
     lambda **fields: parse_request({"image": "x", **fields}),

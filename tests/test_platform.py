@@ -19,7 +19,7 @@ import runpod
 
 from tests.plane import Plane, WorkerProcess
 from tests.test_worker import FILES, PHOTO, QUICK
-from trellis_runtime.assets.glb_writer import inspect_glb
+from trellis_runtime.assets.glb_reader import inspect_glb
 
 FAULTY = "tests/faulty_handler.py"
 INLINE = QUICK | {"output": {"delivery": "inline", "preview": False}}

@@ -10,12 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from trellis_runtime.contract.request import (
-    GenerationRequest,
-    parse_request,
-    request_schema,
-    result_schema,
-)
+from trellis_runtime.contract.answer import result_schema
+from trellis_runtime.contract.request import GenerationRequest, parse_request, request_schema
 from trellis_runtime.errors import InvalidInput
 
 json_values = st.recursive(

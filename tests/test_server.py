@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
 from tests.plane import Plane, WorkerProcess
-from trellis_runtime.assets.glb_writer import require_glb
+from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.server import create_app
 from trellis_runtime.settings import Settings

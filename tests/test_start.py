@@ -21,8 +21,9 @@ from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.readahead import ReadAhead, drop
+from trellis_runtime.worker.startup import build_engine
 from trellis_runtime.worker.warmup import picture
-from trellis_runtime.worker.worker import Worker, build_engine
+from trellis_runtime.worker.worker import Worker
 
 
 def settings(tmp_path: Path, **variables: str) -> Settings:

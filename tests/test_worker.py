@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import encoded, environment, picture
 from tests.seaweed import bucket_variables
 from trellis_runtime import errors
+from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.engine import Engine
-from trellis_runtime.contract.request import GenerationResult
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.settings import Settings

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.conftest import encoded, environment, picture
-from trellis_runtime.assets.glb_writer import inspect_glb
+from trellis_runtime.assets.glb_reader import inspect_glb
 from trellis_runtime.assets.images import decode_image
 from trellis_runtime.errors import ImageRejected
 from trellis_runtime.settings import ImageLimits, Settings

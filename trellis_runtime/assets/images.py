@@ -16,11 +16,8 @@ import pillow_heif
 from PIL import Image, ImageCms, ImageOps
 
 from trellis_runtime.contract.engine import Rgba
-from trellis_runtime.contract.request import GenerationRequest
-from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.errors import ImageRejected
-from trellis_runtime.settings import FetchLimits, ImageLimits
+from trellis_runtime.settings import ImageLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
 """What is decoded; Pillow is told to try nothing else."""
@@ -43,19 +40,6 @@ _DECODER_ERRORS = (
     struct.error,
     ImageCms.PyCMSError,
 )
-
-
-def load_image(
-    request: GenerationRequest, limits: ImageLimits, fetch_limits: FetchLimits, scope: JobScope
-) -> Rgba:
-    """Return the request's picture: (height, width, 4) uint8, sRGB, straight alpha, upright.
-
-    Raises `ImageRejected`, `UrlRefused` or `FetchFailed`.
-    """
-    if request.image_url is not None:
-        encoded = fetch(request.image_url, limits.max_bytes, fetch_limits, scope)
-        return decode_image(encoded, limits, field="image_url")
-    return decode_image(parse_base64(request.image or "", limits), limits)
 
 
 def parse_base64(text: str, limits: ImageLimits) -> bytes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from trellis_runtime.assets.topology import Ints, component_count, half_edges
+from trellis_runtime.contract.answer import MeshReport
 from trellis_runtime.contract.engine import Asset
-from trellis_runtime.contract.request import MeshReport
 from trellis_runtime.errors import MeshRejected
 
 BOUND = 2.0
@@ -22,8 +21,6 @@ _DEGENERATE_SHARE = 0.01
 _MANY_COMPONENTS = 1000
 _THIN_SHARE = 0.02
 _REJECTED_DEGENERATE_SHARE = 0.5
-
-Ints = NDArray[np.int64]
 
 
 def inspect_mesh(asset: Asset) -> MeshReport:
@@ -109,27 +106,3 @@ def _edge_counts(faces: Ints) -> Ints:
     edges = np.sort(half_edges(faces), axis=1)
     _, counts = np.unique((edges[:, 0] << 32) | edges[:, 1], return_counts=True)
     return np.asarray(counts)
-
-
-def component_count(faces: Ints) -> int:
-    """Return how many parts faces (F, 3) fall into that share no vertex."""
-    if len(faces) == 0:
-        return 0
-    links = np.concatenate([faces[:, :2], faces[:, 1:]])
-    _, labels = connected(links[:, 0], links[:, 1], int(faces.max()) + 1)
-    return len(np.unique(labels[faces[:, 0]]))
-
-
-def half_edges(faces: Ints) -> Ints:
-    """Return the edges (3 F, 2) of faces (F, 3), each in its face's direction."""
-    return faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
-
-
-def connected(first: Ints, second: Ints, count: int) -> tuple[int, Ints]:
-    """Return the number of parts that links from `first` to `second` (L,) make, and each one's.
-
-    The second is (count,): the part of each of `count` things, numbered from 0.
-    """
-    graph = coo_array((np.ones(len(first), np.int8), (first, second)), (count, count))
-    number, labels = connected_components(graph, directed=False)
-    return int(number), labels.astype(np.int64)

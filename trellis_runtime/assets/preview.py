@@ -18,7 +18,7 @@ from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
 from PIL import Image
 
-from trellis_runtime.assets.glb_writer import GlbContent, read_glb
+from trellis_runtime.assets.glb_reader import GlbContent, read_glb
 
 CONTENT_TYPE = "image/png"
 WEBP_CONTENT_TYPE = "image/webp"

@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trellis_runtime.contract.ladder import Plan, Stage
-from trellis_runtime.contract.request import EngineInfo
+from trellis_runtime.contract.answer import EngineInfo
+from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import Stage
 
 Rgba = NDArray[np.uint8]
 """An upright picture: (height, width, 4), sRGB, straight alpha."""

@@ -15,36 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from trellis_runtime.contract.request import GenerationRequest, Samplers
-
-
-class Stage(StrEnum):
-    """The timed parts of a job, in order."""
-
-    IMAGE = "image"
-    CONDITION = "condition"
-    STRUCTURE = "structure"
-    SHAPE = "shape"
-    TEXTURE = "texture"
-    DECODE = "decode"
-    BAKE = "bake"
-    EXPORT = "export"
-    PREVIEW = "preview"
-    STORE = "store"
-
-
-ENGINE_STAGES = (
-    Stage.CONDITION,
-    Stage.STRUCTURE,
-    Stage.SHAPE,
-    Stage.TEXTURE,
-    Stage.DECODE,
-    Stage.BAKE,
-)
-"""The stages that an engine runs, each repeatable alone from the products of those before it."""
+from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 
 MAX_TOKENS = 49_152
 """Upstream's bound on tokens of the high-resolution shape latent."""

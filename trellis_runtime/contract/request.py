@@ -1,4 +1,4 @@
-"""The wire contract: what a job may ask, and what it is answered.
+"""The wire contract: what a job may ask.
 
 `parse_request` turns a job's JSON into a frozen `GenerationRequest` or raises `InvalidInput`.
 The JSON Schema files in `docs/schema/` are written from these models.
@@ -10,8 +10,9 @@ import json
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from trellis_runtime.contract.wire import WireModel
 from trellis_runtime.errors import InvalidInput
 
 MAX_SEED = 2**31 - 1
@@ -21,13 +22,7 @@ TextureFormat = Literal["png", "webp", "jpeg"]
 DeliveryChoice = Literal["auto", "url", "inline", "upload"]
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class Sampler(_Wire):
+class Sampler(WireModel):
     """One flow model's sampler (rectified flow, Euler, guidance within an interval)."""
 
     steps: int = Field(12, ge=1, le=50)
@@ -59,7 +54,7 @@ class TextureSampler(Sampler):
     guidance_interval: Annotated[tuple[float, float], Field(strict=False)] = (0.6, 0.9)
 
 
-class Samplers(_Wire):
+class Samplers(WireModel):
     """The three samplers of a job."""
 
     sparse_structure: SparseStructureSampler = SparseStructureSampler()
@@ -67,7 +62,7 @@ class Samplers(_Wire):
     texture: TextureSampler = TextureSampler()
 
 
-class Output(_Wire):
+class Output(WireModel):
     """How the result is delivered."""
 
     delivery: DeliveryChoice = Field(
@@ -119,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class GenerationRequest(_Wire):
+class GenerationRequest(WireModel):
     """One image in, one GLB out."""
 
     image: str | None = Field(None, description="The picture: base64 or a data URI.")
@@ -227,106 +222,6 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# --- the answer ------------------------------------------------------------------------------
-
-
-class Artifact(_Wire):
-    """A delivered file: `url`, `base64`, or `bucket` and `key` where no URL can be signed."""
-
-    url: str | None = None
-    base64: str | None = None
-    bucket: str | None = None
-    key: str | None = None
-    bytes: int = Field(ge=0)
-    sha256: str
-    content_type: str
-    expires_at: str | None = Field(None, description="ISO 8601, UTC; null: does not expire.")
-
-
-class Attempt(_Wire):
-    """One stage that ran out of memory."""
-
-    stage: str
-    rung: str = Field(description="The rung at which it failed.")
-    error: str
-    vram_free_bytes: int | None
-    seconds: float
-
-
-class Degradation(_Wire):
-    """What was asked, what was given, and what happened in between."""
-
-    level: int = Field(ge=0, le=12)
-    lossless: bool
-    rung: str
-    requested: dict[str, Any]
-    effective: dict[str, Any]
-    attempts: list[Attempt]
-
-
-class MeshReport(_Wire):
-    """Facts about the delivered mesh; topology is counted after welding by position."""
-
-    vertices: int
-    faces: int
-    components: int
-    boundary_edges: int
-    nonmanifold_edges: int
-    degenerate_faces: int
-    bounds: list[list[float]]
-    warnings: list[str]
-
-
-class TextureReport(_Wire):
-    """Facts about the delivered textures; size 0 means colours at the vertices."""
-
-    size: int
-    format: str
-
-
-class Vram(_Wire):
-    """The card's memory over the job, as the driver sees it."""
-
-    peak_bytes: int
-    total_bytes: int
-
-
-class EngineInfo(_Wire):
-    """Which engine answered. `synthetic` means that its weights are random: a rehearsal."""
-
-    name: str
-    versions: dict[str, str] = {}
-    synthetic: bool = False
-    attention: str | None = None
-    card: str | None = None
-
-
-class GenerationResult(_Wire):
-    """The answer to a job that succeeded."""
-
-    job_id: str
-    glb_url: str | None
-    artifact: Artifact
-    preview: Artifact | None
-    thumbnail: Artifact | None = None
-    turntable: Artifact | None = None
-    engine: EngineInfo
-    worker_version: str
-    seed: int
-    oom_quality_degradation_level: int
-    degradation: Degradation
-    mesh: MeshReport
-    texture: TextureReport
-    timings: dict[str, float]
-    vram: Vram | None
-    init: dict[str, float]
-
-
 def request_schema() -> dict[str, Any]:
     """Return the JSON Schema of a job's `input`."""
     return GenerationRequest.model_json_schema()
-
-
-def result_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a successful answer."""
-    return GenerationResult.model_json_schema(mode="serialization")

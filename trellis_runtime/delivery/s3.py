@@ -18,11 +18,12 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr, ValidationError
 
-from trellis_runtime.contract.request import Artifact
-from trellis_runtime.contract.scope import JobScope, logger
+from trellis_runtime.contract.answer import Artifact
+from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import head, upload
 from trellis_runtime.delivery.storage import describe, folder_of
 from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed
+from trellis_runtime.logs import logger
 from trellis_runtime.settings import Bucket, FetchLimits
 
 

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from trellis_runtime.contract.request import Artifact
+from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import upload
 from trellis_runtime.errors import StorageFailed

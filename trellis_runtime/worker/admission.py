@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from trellis_runtime.contract.scope import logger
 from trellis_runtime.delivery.storage import free_bytes
 from trellis_runtime.errors import (
     DiskFull,
@@ -24,6 +23,7 @@ from trellis_runtime.errors import (
     WorkerError,
     WorkerStopping,
 )
+from trellis_runtime.logs import logger
 from trellis_runtime.settings import JobLimits
 
 _REJECTIONS_IN_A_ROW = 2

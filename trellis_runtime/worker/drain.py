@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from trellis_runtime.contract.scope import logger
+from trellis_runtime.logs import logger
 
 _GRACE_EXIT_CODE = 1
 

@@ -16,31 +16,25 @@ from typing import Any
 
 from trellis_runtime import __version__
 from trellis_runtime.assets import preview
-from trellis_runtime.assets.glb_writer import CONTENT_TYPE, EncodedGlb, encode_glb, require_glb
-from trellis_runtime.assets.images import load_image
+from trellis_runtime.assets.glb_format import CONTENT_TYPE
+from trellis_runtime.assets.glb_reader import require_glb
+from trellis_runtime.assets.glb_writer import EncodedGlb, encode_glb
+from trellis_runtime.assets.images import decode_image, parse_base64
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
-from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
-from trellis_runtime.contract.ladder import (
-    ENGINE_STAGES,
-    LOWEST_LEVEL,
-    Descent,
-    Plan,
-    Stage,
-    restart_stage,
-)
-from trellis_runtime.contract.request import (
+from trellis_runtime.contract.answer import (
     Artifact,
     Attempt,
     Degradation,
-    GenerationRequest,
     GenerationResult,
     MeshReport,
-    Output,
-    TextureFormat,
     TextureReport,
     Vram,
 )
-from trellis_runtime.contract.scope import JobScope, logger
+from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
+from trellis_runtime.contract.ladder import LOWEST_LEVEL, Descent, Plan, restart_stage
+from trellis_runtime.contract.request import GenerationRequest, Output, TextureFormat
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import (
     ANSWER_NAME,
     MODEL_NAME,
@@ -49,8 +43,10 @@ from trellis_runtime.delivery.choose import (
     TURNTABLE_NAME,
     Delivery,
 )
+from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import Store
 from trellis_runtime.errors import OutOfVram
+from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 
 Finish = Callable[[GenerationResult], bytes]
@@ -291,3 +287,16 @@ def _taken_back_on_error(store: Store) -> Iterator[None]:
     except BaseException:
         store.discard()
         raise
+
+
+def load_image(
+    request: GenerationRequest, limits: ImageLimits, fetch_limits: FetchLimits, scope: JobScope
+) -> Rgba:
+    """Return the request's picture: (height, width, 4) uint8, sRGB, straight alpha, upright.
+
+    Raises `ImageRejected`, `UrlRefused` or `FetchFailed`.
+    """
+    if request.image_url is not None:
+        encoded = fetch(request.image_url, limits.max_bytes, fetch_limits, scope)
+        return decode_image(encoded, limits, field="image_url")
+    return decode_image(parse_base64(request.image or "", limits), limits)

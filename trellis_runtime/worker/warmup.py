@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from trellis_runtime.contract.engine import Engine, Rgba
-from trellis_runtime.contract.ladder import ENGINE_STAGES, Plan
+from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import ENGINE_STAGES
 
 _SIDE = 512
 

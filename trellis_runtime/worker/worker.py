@@ -17,34 +17,26 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from trellis_runtime import __version__
+from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.engine import Engine
-from trellis_runtime.contract.request import (
-    MAX_SEED,
-    GenerationRequest,
-    GenerationResult,
-    parse_request,
-)
-from trellis_runtime.contract.scope import Deadline, JobScope, configure_logging, logger
+from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
+from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery.choose import Delivery, require_answer_fits
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
 from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
+from trellis_runtime.logs import configure_logging, logger
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
 from trellis_runtime.worker.pipeline import Pipeline
-from trellis_runtime.worker.readahead import ReadAhead
+from trellis_runtime.worker.progress import Notify, ProgressSender
+from trellis_runtime.worker.startup import build_engine, process_age, read_ahead
 from trellis_runtime.worker.warmup import warm_up
 
-Notify = Callable[[dict[str, Any]], None]
-"""Sends one progress update of a job; it may block, and is called from a thread of its own."""
-
 HEALTH_TIMEOUT_S = 10.0
-_PROGRESS_INTERVAL_S = 1.0
-_LAST_PROGRESS = 0.9
 _LOCAL_IDS = ("", "local_test")
 
 
@@ -69,9 +61,9 @@ class Worker:
         """
         settings = settings or Settings.from_env()
         configure_logging(settings.logging.level, settings.logging.format)
-        init = {"imports": _process_age()}
+        init = {"imports": process_age()}
         swept = sweep_partial(settings.delivery.output_dir)
-        reading = _read_ahead(settings)
+        reading = read_ahead(settings)
         engine = engine or build_engine(settings)
         admission = Admission(settings.jobs, settings.delivery.output_dir)
         threads = ThreadPoolExecutor(settings.jobs.max_concurrent, thread_name_prefix="generate")
@@ -80,7 +72,7 @@ class Worker:
             worker._ensure_loaded()
         if reading is not None:
             init |= {"read": round(reading.seconds, 3), "read_gb": round(reading.bytes / 1e9, 3)}
-        init["ready"] = _process_age()
+        init["ready"] = process_age()
         admission.open()
         logger().info(
             "worker_ready",
@@ -161,7 +153,7 @@ class Worker:
         self, job: dict[str, Any], job_id: str, payload: object, notify: Notify | None
     ) -> dict[str, Any]:
         request = parse_request(payload)
-        progress = _ProgressSender(notify) if notify else None
+        progress = ProgressSender(notify) if notify else None
         deadline = Deadline.after(_job_seconds(job, self.settings.jobs.timeout_s))
         scope = JobScope(job_id, deadline, progress.update if progress else None)
         with self.admission.slot():
@@ -233,46 +225,6 @@ class Worker:
         }
 
 
-def _read_ahead(settings: Settings) -> ReadAhead | None:
-    """Begin to read the models, before the imports that take as long."""
-    if settings.engine == "embedded" or not settings.start.preload:
-        return None
-    wanted = (
-        settings.trellis2.model_dir,
-        settings.trellis2.dinov3_dir,
-        settings.trellis2.rembg_dir,
-    )
-    folders = [folder for folder in wanted if folder is not None and folder.is_dir()]
-    return ReadAhead(folders) if folders else None
-
-
-def build_engine(settings: Settings) -> Engine:
-    """Return the engine that the settings ask for; it is not loaded yet."""
-    choice = settings.engine
-    if choice == "auto":
-        has_gpu_engine = settings.platform.is_worker or settings.trellis2.model_dir is not None
-        choice = "trellis2" if has_gpu_engine else "embedded"
-        logger().info("engine_chosen", engine=choice, reason="TRELLIS2_ENGINE is auto")
-    # The lazy imports of the package: the rest runs on a machine without torch.
-    if choice == "trellis2" and settings.jobs.max_concurrent > 1:
-        raise SetupFailed(
-            f"MAX_CONCURRENT_GENERATIONS is {settings.jobs.max_concurrent}; the trellis2 engine "
-            "runs one generation at a time, as the card's memory and random state are shared"
-        )
-    if choice == "embedded":
-        from trellis_runtime.engines.embedded import EmbeddedEngine
-
-        return EmbeddedEngine(settings.embedded.memory_budget_bytes)
-    try:
-        from trellis_runtime.engines.trellis2 import Trellis2Engine
-    except ImportError as err:
-        raise SetupFailed(
-            f"the trellis2 engine needs {err.name}, which is not installed; on a machine without "
-            "a GPU set TRELLIS2_ENGINE=embedded"
-        ) from None
-    return Trellis2Engine(settings.trellis2)
-
-
 def draw_seed(job_id: str) -> int:
     """Return a seed for a job that names none.
 
@@ -313,16 +265,6 @@ def _job_seconds(job: dict[str, Any], default: float) -> float:
     return min(stated / 1000, default) if usable and stated is not None else default
 
 
-def _process_age() -> float:
-    """Return seconds since this process started, by the kernel's account."""
-    try:
-        ticks = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
-        uptime = Path("/proc/uptime").read_text().split()[0]
-        return round(float(uptime) - int(ticks) / os.sysconf("SC_CLK_TCK"), 3)
-    except (OSError, ValueError, IndexError):  # not Linux
-        return round(time.process_time(), 3)
-
-
 def _log_complete(result: GenerationResult, request: GenerationRequest, seconds: float) -> None:
     logger().info(
         "generation_complete",
@@ -343,46 +285,3 @@ def _log_complete(result: GenerationResult, request: GenerationRequest, seconds:
         vram_peak_bytes=result.vram.peak_bytes if result.vram else None,
         worker_version=__version__,
     )
-
-
-class _ProgressSender:
-    """Sends a job's progress: few updates, in order, the last one well before the result.
-
-    The platform writes updates and the result to one place in the order in which they arrive, so
-    one thread sends, one at a time, and `close` waits for it.
-    """
-
-    def __init__(self, notify: Notify) -> None:
-        self._notify = notify
-        self._latest: dict[str, Any] | None = None
-        self._closed = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._send, name="progress", daemon=True)
-        self._thread.start()
-
-    def update(self, stage: str, fraction: float) -> None:
-        """Offer an update; only the newest is sent, at most one a second."""
-        if fraction > _LAST_PROGRESS:
-            return
-        with self._changed:
-            self._latest = {"stage": stage, "progress": round(fraction, 3)}
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Send nothing more, and return once nothing is under way."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout=10)
-
-    def _send(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._latest is not None)
-                if self._closed:
-                    return
-                update, self._latest = self._latest, None
-            if update is not None:
-                self._notify(update)
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, timeout=_PROGRESS_INTERVAL_S)

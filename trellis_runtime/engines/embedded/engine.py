@@ -21,10 +21,11 @@ import numpy as np
 import scipy
 from threadpoolctl import threadpool_limits
 
+from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba
-from trellis_runtime.contract.ladder import Plan, Stage
-from trellis_runtime.contract.request import EngineInfo
+from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.embedded import inflation, surface, texture
 from trellis_runtime.engines.embedded.budget import Budget, Share
 from trellis_runtime.engines.embedded.foreground import Foreground, find_foreground

@@ -8,7 +8,7 @@ import fast_simplification
 import numpy as np
 from numpy.typing import NDArray
 
-from trellis_runtime.assets.mesh import half_edges
+from trellis_runtime.assets.topology import half_edges
 from trellis_runtime.engines.embedded.inflation import Mask
 
 Floats = NDArray[np.float32]

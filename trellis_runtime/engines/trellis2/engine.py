@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba
-from trellis_runtime.contract.ladder import Plan, Stage
-from trellis_runtime.contract.request import EngineInfo, Sampler
+from trellis_runtime.contract.ladder import Plan
+from trellis_runtime.contract.request import Sampler
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.bake import Decoded, bake
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.ladder import Plan
-from trellis_runtime.contract.scope import JobScope, logger
+from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
@@ -29,6 +29,7 @@ from trellis_runtime.engines.trellis2.baking.unwrap import cut, unwrap
 from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
 from trellis_runtime.engines.trellis2.device.vram import require_free
 from trellis_runtime.errors import MeshRejected
+from trellis_runtime.logs import logger
 
 _HOLE_PERIMETER = 3e-2
 _CONE_HALF_ANGLE = float(np.radians(60.0))  # upstream's 90 would fold what is laid flat

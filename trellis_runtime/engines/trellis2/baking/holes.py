@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trellis_runtime.assets.mesh import connected
+from trellis_runtime.assets.topology import connected
 from trellis_runtime.engines.trellis2.baking.charts import sum_by
 from trellis_runtime.engines.trellis2.baking.edges import ends, lone_and_crowded
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trellis_runtime.assets.mesh import connected
+from trellis_runtime.assets.topology import connected
 from trellis_runtime.engines.trellis2.baking.charts import (
     Charts,
     chart_of_vertex,

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trellis_runtime.assets.mesh import connected, half_edges
+from trellis_runtime.assets.topology import connected, half_edges
 from trellis_runtime.engines.trellis2.baking.charts import (
     Charts,
     chart_of_vertex,

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from trellis_runtime.contract.scope import logger
+from trellis_runtime.logs import logger
 
 _PACKAGES = ("torch", "triton", "flex_gemm", "o_voxel", "warp-lang")
 _VARIABLES = {

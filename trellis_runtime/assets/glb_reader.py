@@ -1,0 +1,289 @@
+"""Read and inspect any bytes that claim to be glTF 2.0 binary; nothing is trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trellis_runtime.assets.glb_format import BIN_CHUNK, JSON_CHUNK, MAGIC, MIN_BYTES
+from trellis_runtime.errors import GlbRejected
+
+_DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_DECODERS = 2  # images decoded side by side
+
+
+@dataclass(slots=True)
+class GlbReport:
+    """What inspection found; a file is good when `errors` is empty."""
+
+    errors: list[str] = field(default_factory=list)
+    vertices: int = 0
+    faces: int = 0
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    extensions_required: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class GlbContent:
+    """The parts of a GLB that its preview needs: one primitive and its decoded textures."""
+
+    positions: NDArray[np.float32]
+    faces: NDArray[np.int64]
+    normals: NDArray[np.float32] | None
+    uvs: NDArray[np.float32] | None
+    colors: NDArray[np.float32] | None
+    base_color: Image.Image | None
+    metallic_roughness: Image.Image | None
+
+
+class _Bad(Exception):
+    """Something in the file is not as the format has it."""
+
+
+def inspect_glb(data: bytes) -> GlbReport:
+    """Return a report on any bytes; never raises on bad content."""
+    report = GlbReport()
+    if len(data) < MIN_BYTES:
+        report.errors.append(f"the file has {len(data)} bytes; a model has at least {MIN_BYTES}")
+    try:
+        reader = _Reader(data)
+        reader.check(report)
+    except _Bad as err:
+        report.errors.append(str(err))
+    return report
+
+
+def require_glb(data: bytes) -> GlbReport:
+    """Return the report on a good file; raises `GlbRejected` for any other."""
+    report = inspect_glb(data)
+    if report.errors:
+        raise GlbRejected("; ".join(report.errors[:5]))
+    return report
+
+
+def read_glb(data: bytes) -> GlbContent:
+    """Decode a good file's first primitive; raises `GlbRejected` for a bad one."""
+    try:
+        return _Reader(data).content()
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
+class _Reader:
+    """Reads a GLB with every access checked."""
+
+    def __init__(self, data: bytes) -> None:
+        self._json, self._bin = _chunks(data)
+
+    def check(self, report: GlbReport) -> None:
+        asset = self._object(self._json.get("asset"), "asset")
+        if asset.get("version") != "2.0":
+            raise _Bad("asset.version is not 2.0")
+        required = self._json.get("extensionsRequired", [])
+        if not isinstance(required, list) or not all(isinstance(e, str) for e in required):
+            raise _Bad("extensionsRequired is not a list of names")
+        report.extensions_required = required
+        for i in range(len(self._list("accessors"))):
+            self._check_accessor(i)
+        with ThreadPoolExecutor(_DECODERS) as pool:  # decoding releases the GIL
+            report.images += pool.map(self._image_facts, range(len(self._list("images"))))
+        for primitive in self._primitives():
+            positions, indices = self._geometry(primitive)
+            report.vertices += len(positions)
+            report.faces += len(indices) // 3
+        if report.faces == 0:
+            raise _Bad("there is no triangle")
+
+    def content(self) -> GlbContent:
+        primitive = next(iter(self._primitives()), None)
+        if primitive is None:
+            raise _Bad("there is no primitive")
+        positions, indices = self._geometry(primitive)
+        attributes = self._object(primitive.get("attributes"), "attributes")
+
+        def optional(name: str) -> NDArray[np.float32] | None:
+            return self._floats(attributes[name]) if name in attributes else None
+
+        pbr: dict[str, Any] = {}
+        if "material" in primitive:
+            material = self._object(self._item("materials", primitive["material"]), "material")
+            pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
+        return GlbContent(
+            positions=positions,
+            faces=indices.astype(np.int64).reshape(-1, 3),
+            normals=optional("NORMAL"),
+            uvs=optional("TEXCOORD_0"),
+            colors=optional("COLOR_0"),
+            base_color=self._texture(pbr.get("baseColorTexture")),
+            metallic_roughness=self._texture(pbr.get("metallicRoughnessTexture")),
+        )
+
+    def _primitives(self) -> list[dict[str, Any]]:
+        found = []
+        for mesh in self._list("meshes"):
+            primitives = self._object(mesh, "mesh").get("primitives")
+            if not isinstance(primitives, list):
+                raise _Bad("mesh.primitives is not a list")
+            found += [self._object(p, "primitive") for p in primitives]
+        return found
+
+    def _geometry(self, primitive: dict[str, Any]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        attributes = self._object(primitive.get("attributes"), "attributes")
+        positions = self._floats(attributes.get("POSITION"))
+        if positions.ndim != 2 or positions.shape[1] != 3:
+            raise _Bad("POSITION is not VEC3")
+        if not np.isfinite(positions).all():
+            raise _Bad("POSITION holds values that are not finite")
+        for name, at in attributes.items():
+            if len(self._accessor(at)) != len(positions):
+                raise _Bad(f"{name} has another count than POSITION")
+        indices = self._accessor(primitive.get("indices"))
+        if indices.ndim != 1 or indices.dtype.kind != "u" or len(indices) % 3:
+            raise _Bad("indices are not triangles")
+        if len(indices) and int(indices.max()) >= len(positions):
+            raise _Bad(f"an index is {int(indices.max())}; there are {len(positions)} vertices")
+        return positions, indices
+
+    def _floats(self, at: Any) -> NDArray[np.float32]:
+        values = self._accessor(at)
+        if values.dtype.kind == "f":
+            return np.asarray(values, np.float32)
+        return (values / np.float32(np.iinfo(values.dtype).max)).astype(np.float32)
+
+    def _check_accessor(self, at: int) -> None:
+        values = self._accessor(at)
+        stated = self._list("accessors")[at]
+        for name, actual in (("min", np.min), ("max", np.max)):
+            if name not in stated:
+                continue
+            wanted = np.asarray(_numbers(stated[name]), np.float32)
+            real = np.atleast_1d(actual(values, axis=0)).astype(np.float32) if len(values) else None
+            if real is None or wanted.shape != real.shape or not np.array_equal(wanted, real):
+                raise _Bad(f"accessor {at}: {name} is not that of its data")
+
+    def _accessor(self, at: Any) -> NDArray[Any]:
+        accessor = self._object(self._item("accessors", at), "accessor")
+        kind, code = accessor.get("type"), accessor.get("componentType")
+        if not isinstance(kind, str) or kind not in _WIDTHS:
+            raise _Bad(f"accessor {at} has an unknown type")
+        if not isinstance(code, int) or code not in _DTYPES:
+            raise _Bad(f"accessor {at} has an unknown componentType")
+        count = _natural(accessor.get("count"), "accessor.count")
+        view, stride = self._view(accessor.get("bufferView"))
+        dtype, width = np.dtype(_DTYPES[code]), _WIDTHS[kind]
+        size = dtype.itemsize * width
+        stride = stride or size
+        offset = _natural(accessor.get("byteOffset", 0), "accessor.byteOffset")
+        if stride < size or count < 1 or offset + stride * (count - 1) + size > len(view):
+            raise _Bad(f"accessor {at} does not fit its buffer view")
+        shape = (count,) if width == 1 else (count, width)
+        strides = (stride,) if width == 1 else (stride, dtype.itemsize)
+        return np.ndarray(shape, dtype, view, offset, strides)
+
+    def _view(self, at: Any) -> tuple[memoryview, int]:
+        view = self._object(self._item("bufferViews", at), "bufferView")
+        start = _natural(view.get("byteOffset", 0), "bufferView.byteOffset")
+        length = _natural(view.get("byteLength"), "bufferView.byteLength")
+        stride = _natural(view.get("byteStride", 0), "bufferView.byteStride")
+        buffers = self._list("buffers")
+        if view.get("buffer") != 0 or len(buffers) != 1:
+            raise _Bad("only one buffer, the BIN chunk, is expected")
+        stated = _natural(self._object(buffers[0], "buffer").get("byteLength"), "byteLength")
+        if not len(self._bin) - 3 <= stated <= len(self._bin):
+            raise _Bad(f"the buffer states {stated} bytes; BIN has {len(self._bin)}")
+        if start + length > stated:
+            raise _Bad(f"buffer view {at} ends behind its buffer")
+        return memoryview(self._bin)[start : start + length], stride
+
+    def _texture(self, info: Any) -> Image.Image | None:
+        if info is None:
+            return None
+        texture = self._object(
+            self._item("textures", self._object(info, "textureInfo").get("index")), "texture"
+        )
+        webp = self._object(texture.get("extensions", {}), "extensions").get("EXT_texture_webp")
+        source = self._object(webp, "EXT_texture_webp") if webp is not None else texture
+        return self._image(source.get("source"))
+
+    def _image_facts(self, at: int) -> tuple[str, int, int]:
+        image = self._image(at)  # not kept: a file may hold many
+        return image.format or "?", *image.size
+
+    def _image(self, at: Any) -> Image.Image:
+        stated = self._object(self._item("images", at), "image")
+        view, _ = self._view(stated.get("bufferView"))
+        try:
+            image = Image.open(io.BytesIO(view), formats=("PNG", "JPEG", "WEBP"))
+            image.load()
+        except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error,
+                ArithmeticError, RuntimeError, MemoryError) as err:  # fmt: skip
+            raise _Bad(f"image {at} does not decode ({type(err).__name__})") from None
+        if stated.get("mimeType") != f"image/{(image.format or '').lower()}":
+            raise _Bad(f"image {at} is not of its mimeType")
+        return image
+
+    def _list(self, name: str) -> list[Any]:
+        value = self._json.get(name, [])
+        if not isinstance(value, list):
+            raise _Bad(f"{name} is not a list")
+        return value
+
+    def _item(self, name: str, at: Any) -> Any:
+        items = self._list(name)
+        if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < len(items):
+            raise _Bad(f"{name} has no item {str(at)[:20]}")
+        return items[at]
+
+    @staticmethod
+    def _object(value: Any, name: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _Bad(f"{name} is not an object")
+        return value
+
+
+def _natural(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
+        raise _Bad(f"{name} is not a size")
+    return value
+
+
+def _numbers(value: Any) -> list[float]:
+    if not isinstance(value, list) or not all(
+        isinstance(v, int | float) and abs(v) < 1e38 for v in value
+    ):
+        raise _Bad("accessor bounds are not numbers")
+    return value
+
+
+def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Split a file into its JSON and BIN chunks, checking every length and type."""
+    if len(data) < 28:
+        raise _Bad("the file is shorter than a GLB's headers")
+    magic, version, length = struct.unpack_from("<III", data)
+    if magic != MAGIC or version != 2:
+        raise _Bad("the header is not that of glTF 2.0 binary")
+    if length != len(data):
+        raise _Bad(f"the header states {length} bytes; the file has {len(data)}")
+    json_length, json_type = struct.unpack_from("<II", data, 12)
+    bin_at = 20 + json_length
+    if json_type != JSON_CHUNK or json_length % 4 or bin_at + 8 > len(data):
+        raise _Bad("the JSON chunk's header is wrong")
+    bin_length, bin_type = struct.unpack_from("<II", data, bin_at)
+    if bin_type != BIN_CHUNK or bin_length % 4 or bin_at + 8 + bin_length != len(data):
+        raise _Bad("the BIN chunk's header is wrong")
+    try:
+        document = json.loads(data[20:bin_at].decode())
+    except (ValueError, RecursionError):
+        raise _Bad("the JSON chunk is not JSON") from None
+    if not isinstance(document, dict):
+        raise _Bad("the JSON chunk is not an object")
+    return document, data[bin_at + 8 :]

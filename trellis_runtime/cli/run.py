@@ -1,0 +1,136 @@
+"""The verbs run and show: a picture to a GLB on this machine, and an answer in words."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import uuid
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import unquote, urlsplit
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from trellis_runtime.cli.console import err_console, out_console
+from trellis_runtime.contract.ladder import RUNGS
+from trellis_runtime.contract.request import (
+    PRESETS,
+    Resolution,
+    TextureFormat,
+    TextureSize,
+)
+from trellis_runtime.settings import Settings
+from trellis_runtime.worker.worker import Worker
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Give `run` its options."""
+    parser.add_argument("image", type=Path, help="PNG, JPEG, WebP, AVIF or HEIC")
+    parser.add_argument("-o", "--output", type=Path, help="also copy the GLB to this file")
+    parser.add_argument("--engine", choices=("trellis2", "embedded"), help="TRELLIS2_ENGINE")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="a set of values to start from")
+    parser.add_argument("--seed", type=int, help="0 to 2147483647; random when absent")
+    parser.add_argument("--resolution", type=int, choices=get_args(Resolution))
+    parser.add_argument("--texture-size", type=int, choices=get_args(TextureSize))
+    parser.add_argument("--texture-format", choices=get_args(TextureFormat))
+    parser.add_argument("--decimation-target", type=int, metavar="FACES", help="1000 to 2000000")
+    parser.add_argument("--no-remesh", action="store_true", help="keep the decoder's own surface")
+    parser.add_argument("--keep-background", action="store_true", help="all of it is the object")
+    parser.add_argument(
+        "--max-degradation-level",
+        type=int,
+        metavar="LEVEL",
+        help="lowest quality you accept, 0 (as asked, or fail) to 12; see `ladder`",
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = Settings.from_env()
+    if args.engine:
+        settings = settings.model_copy(update={"engine": args.engine})
+    job = {"id": f"run-{uuid.uuid4().hex[:12]}", "input": _request_of(args)}
+    quiet = settings.model_copy(
+        update={"logging": settings.logging.model_copy(update={"level": "error"})}
+    )
+    worker = Worker.start(quiet)
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err_console, transient=True) as bar:
+        task = bar.add_task("image", total=1.0)
+
+        def notify(update: dict[str, Any]) -> None:
+            bar.update(task, description=update["stage"], completed=update["progress"])
+
+        answer = asyncio.run(worker.handle(job, notify))
+    worker.close()
+    if args.json:
+        out_console.print_json(json.dumps(answer))
+    if "error" in answer:
+        err_console.print(f"[red]{answer['error']}[/red]", highlight=False)
+        return 1
+    if args.output:
+        args.output.write_bytes(_local_path(answer["glb_url"]).read_bytes())
+    if not args.json:
+        _print_card(answer, args.output)
+    return 0
+
+
+def _request_of(args: argparse.Namespace) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "image": base64.b64encode(args.image.read_bytes()).decode(),
+        "output": {"delivery": "url"},
+    }
+    for name in ("preset", "seed", "resolution", "texture_size", "decimation_target",
+                 "max_degradation_level"):  # fmt: skip
+        if getattr(args, name) is not None:
+            request[name] = getattr(args, name)
+    if args.no_remesh:
+        request["remesh"] = False
+    if args.keep_background:
+        request["background"] = "keep"
+    if args.texture_format:
+        request["output"]["texture_format"] = args.texture_format
+    return request
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the answer that a job left in its folder."""
+    _print_card(json.loads((args.folder / "answer.json").read_bytes()), None)
+    return 0
+
+
+def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
+    """Print an answer in words; the last lines say where the files are and what was given up."""
+    mesh, given = answer["mesh"], answer["degradation"]
+    out_console.print(
+        f"engine {answer['engine']['name']}, seed {answer['seed']}, "
+        f"{mesh['vertices']:,} vertices, {mesh['faces']:,} faces, "
+        f"texture {answer['texture']['size']} {answer['texture']['format']}, "
+        f"{sum(answer['timings'].values()):.1f} s",
+        highlight=False,
+    )
+    for warning in mesh["warnings"]:
+        out_console.print(f"[yellow]mesh: {warning}[/yellow]", highlight=False)
+    for attempt in given["attempts"]:
+        out_console.print(
+            f"[yellow]out of memory in {attempt['stage']} at rung {attempt['rung']}: "
+            f"{attempt['error']}[/yellow]",
+            highlight=False,
+        )
+    preview = answer["preview"]
+    out_console.print(f"GLB:     {copied_to or _local_path(answer['glb_url'])}", soft_wrap=True)
+    out_console.print(f"picture: {_local_path(preview['url']) if preview else '-'}", soft_wrap=True)
+    words = "nothing was given up" if given["level"] == 0 else RUNGS[given["level"]].change
+    kind = "lossless" if given["lossless"] else "lossy"
+    out_console.print(
+        f"degradation level: {given['level']} ({given['rung']}, {kind}): {words}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _local_path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))

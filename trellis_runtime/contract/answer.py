@@ -1,0 +1,106 @@
+"""The wire contract's other half: what a job is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from trellis_runtime.contract.wire import WireModel
+
+
+class Artifact(WireModel):
+    """A delivered file: `url`, `base64`, or `bucket` and `key` where no URL can be signed."""
+
+    url: str | None = None
+    base64: str | None = None
+    bucket: str | None = None
+    key: str | None = None
+    bytes: int = Field(ge=0)
+    sha256: str
+    content_type: str
+    expires_at: str | None = Field(None, description="ISO 8601, UTC; null: does not expire.")
+
+
+class Attempt(WireModel):
+    """One stage that ran out of memory."""
+
+    stage: str
+    rung: str = Field(description="The rung at which it failed.")
+    error: str
+    vram_free_bytes: int | None
+    seconds: float
+
+
+class Degradation(WireModel):
+    """What was asked, what was given, and what happened in between."""
+
+    level: int = Field(ge=0, le=12)
+    lossless: bool
+    rung: str
+    requested: dict[str, Any]
+    effective: dict[str, Any]
+    attempts: list[Attempt]
+
+
+class MeshReport(WireModel):
+    """Facts about the delivered mesh; topology is counted after welding by position."""
+
+    vertices: int
+    faces: int
+    components: int
+    boundary_edges: int
+    nonmanifold_edges: int
+    degenerate_faces: int
+    bounds: list[list[float]]
+    warnings: list[str]
+
+
+class TextureReport(WireModel):
+    """Facts about the delivered textures; size 0 means colours at the vertices."""
+
+    size: int
+    format: str
+
+
+class Vram(WireModel):
+    """The card's memory over the job, as the driver sees it."""
+
+    peak_bytes: int
+    total_bytes: int
+
+
+class EngineInfo(WireModel):
+    """Which engine answered. `synthetic` means that its weights are random: a rehearsal."""
+
+    name: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    synthetic: bool = False
+    attention: str | None = None
+    card: str | None = None
+
+
+class GenerationResult(WireModel):
+    """The answer to a job that succeeded."""
+
+    job_id: str
+    glb_url: str | None
+    artifact: Artifact
+    preview: Artifact | None
+    thumbnail: Artifact | None = None
+    turntable: Artifact | None = None
+    engine: EngineInfo
+    worker_version: str
+    seed: int
+    oom_quality_degradation_level: int
+    degradation: Degradation
+    mesh: MeshReport
+    texture: TextureReport
+    timings: dict[str, float]
+    vram: Vram | None
+    init: dict[str, float]
+
+
+def result_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a successful answer."""
+    return GenerationResult.model_json_schema(mode="serialization")

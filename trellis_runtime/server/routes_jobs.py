@@ -1,0 +1,147 @@
+"""The routes under /jobs: start, follow, cancel, list, files and maps."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from trellis_runtime.assets.glb_reader import read_glb
+from trellis_runtime.contract.request import GenerationRequest
+from trellis_runtime.errors import InvalidInput
+from trellis_runtime.server.endpoint import Endpoint
+from trellis_runtime.server.guards import (
+    ERROR_RESPONSE,
+    error_response,
+    read_payload,
+    require_room,
+)
+from trellis_runtime.server.jobs import Jobs
+from trellis_runtime.server.served import Served
+from trellis_runtime.worker.worker import Worker
+
+_FILES = {"model.glb", "preview.png", "thumbnail.webp", "turntable.webp", "answer.json"}
+_MAPS = {"base_color": None, "metallic": 2, "roughness": 1}  # channels of glTF's packed map
+_ENDPOINT_ID = r"^[A-Za-z0-9_-]{1,64}$"
+JobId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+def add_job_routes(app: FastAPI, served: Served) -> None:  # noqa: C901 - one small function each
+    """Add the routes under /jobs."""
+
+    @app.post("/jobs", status_code=202, responses={413: ERROR_RESPONSE, 429: ERROR_RESPONSE})
+    async def submit(
+        request: Request,
+        body: Annotated[GenerationRequest, Body()],
+        endpoint: Annotated[str | None, Query(pattern=_ENDPOINT_ID)] = None,
+    ) -> Response:
+        """Start a job here, or on a RunPod endpoint; follow it at /jobs/{id}/events."""
+        worker, jobs = served.ready()
+        payload = await read_payload(request, served)
+        remote = _remote(worker, endpoint)
+        if remote is None:
+            require_room(worker)
+        job, _ = jobs.submit(payload, remote)
+        return JSONResponse(job.view(), status_code=202)
+
+    @app.get("/jobs")
+    async def history() -> Response:
+        """List this machine's jobs, newest first."""
+        _, jobs = served.ready()
+        return JSONResponse(await asyncio.to_thread(jobs.history))
+
+    @app.get("/jobs/{job_id}", responses={404: ERROR_RESPONSE})
+    async def show(job_id: JobId) -> Response:
+        """Answer what is known of a job."""
+        _, jobs = served.ready()
+        return JSONResponse(_found(jobs.find(job_id)))
+
+    @app.get("/jobs/{job_id}/events", responses={404: ERROR_RESPONSE})
+    async def events(job_id: JobId) -> Response:
+        """Stream a job's progress as server-sent events; the last one holds its answer."""
+        _, jobs = served.ready()
+        _found(jobs.find(job_id))
+        return StreamingResponse(_event_lines(jobs, job_id), media_type="text/event-stream",
+                                 headers={"Cache-Control": "no-store"})  # fmt: skip
+
+    @app.post("/jobs/{job_id}/cancel", responses={404: ERROR_RESPONSE, 409: ERROR_RESPONSE})
+    async def cancel(job_id: JobId) -> Response:
+        """Stop a running job; the answer comes once it has left the GPU."""
+        _, jobs = served.ready()
+        _found(jobs.find(job_id))
+        if not await jobs.cancel(job_id):
+            return error_response(409, "not_running", f"job {job_id} is not running")
+        return JSONResponse(_found(jobs.find(job_id)))
+
+    @app.get(
+        "/jobs/{job_id}/files/{name}", responses={404: ERROR_RESPONSE}, response_class=FileResponse
+    )
+    async def file(job_id: JobId, name: str) -> Response:
+        """Send one of a job's files."""
+        _, jobs = served.ready()
+        path = jobs.folder(job_id) / name
+        if name not in _FILES or not path.is_file():
+            raise HTTPException(404, f"job {job_id} has no file {name!r} here")
+        kind = "model/gltf-binary" if name.endswith(".glb") else None
+        return FileResponse(path, media_type=kind, filename=f"{job_id}-{name}",
+                            content_disposition_type="inline")  # fmt: skip
+
+    @app.get("/jobs/{job_id}/maps/{name}", responses={404: ERROR_RESPONSE}, response_class=Response)
+    async def texture_map(job_id: JobId, name: str) -> Response:
+        """Send a material's map as a picture: base_color, metallic or roughness."""
+        _, jobs = served.ready()
+        path = jobs.folder(job_id) / "model.glb"
+        if name not in _MAPS or not path.is_file():
+            raise HTTPException(404, f"job {job_id} has no map {name!r} here")
+        picture = await asyncio.to_thread(_map_picture, path, name)
+        if picture is None:
+            raise HTTPException(404, f"the model of job {job_id} has no {name}")
+        return Response(picture, media_type="image/webp")
+
+
+def _remote(worker: Worker, endpoint: str | None) -> Endpoint | None:
+    remote = worker.settings.remote
+    if endpoint is None:
+        return None
+    if remote.api_key is None:
+        raise InvalidInput("this server has no RUNPOD_API_KEY to reach an endpoint with",
+                           field="endpoint")  # fmt: skip
+    return Endpoint(remote.base_url, endpoint, remote.api_key.get_secret_value())
+
+
+async def _event_lines(jobs: Jobs, job_id: str) -> AsyncIterator[str]:
+    seen = False
+    async for view in jobs.follow(job_id):
+        seen = True
+        yield ": alive\n\n" if view is None else f"data: {json.dumps(view)}\n\n"
+    if not seen:  # it ended in an earlier process
+        yield f"data: {json.dumps(jobs.find(job_id))}\n\n"
+
+
+def _map_picture(path: Path, name: str) -> bytes | None:
+    content = read_glb(path.read_bytes())
+    channel = _MAPS[name]
+    image = content.base_color if channel is None else content.metallic_roughness
+    if image is None:
+        return None
+    shown = image.convert("RGB")
+    if channel is not None:
+        shown = shown.getchannel(channel)
+    shown.thumbnail((1024, 1024))
+    buffer = io.BytesIO()
+    shown.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()
+
+
+def _found(view: dict[str, Any] | None) -> dict[str, Any]:
+    if view is None:
+        raise HTTPException(404, "there is no such job")
+    return view
