@@ -22,7 +22,7 @@ def serve(worker: Worker) -> int:
     jobs = worker.settings.jobs
     drain = Drain(jobs.max_concurrent, jobs.grace_s, worker.admission.drain)
     worker.on_defunct(drain.begin)
-    runpod.serverless.register_fitness_check(worker.require_fit)
+    runpod.serverless.register_fitness_check(worker.require_ready)
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
         drain.track()

@@ -77,7 +77,10 @@ class Bench:
         }
         started = time.perf_counter()
         bench = cls(Worker.start(Settings.from_env(environment)), out)
-        print(f"# loaded in {time.perf_counter() - started:.1f} s: {bench.worker.init}", flush=True)
+        print(
+            f"# loaded in {time.perf_counter() - started:.1f} s: {bench.worker.startup_seconds}",
+            flush=True,
+        )
         return bench
 
     def begin(self, suite: str) -> None:

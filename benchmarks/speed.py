@@ -93,7 +93,7 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
                 "share_of_ceiling": round(work / ours_s / 1e12 / tflops, 3),
                 "difference": _differences(theirs, again, ours),
             }
-        fast.forget()
+        fast.clear_cache()
 
 
 def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, Any]]:
@@ -105,7 +105,7 @@ def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, An
     pipeline, residency, _ = bench.engine.parts()
     for resolution in resolutions:
         _, generation = run_stages(bench, resolution)
-        for name, sample in _samplings(generation, pipeline.inner, resolution):
+        for name, sample in _samplings(generation, pipeline.trellis, resolution):
             residency.place(name)
             case = f"{resolution} whole sampling, {name}"
             yield _compared_samplings(case, sample, pipeline.modules[name], pipeline.flows[name])

@@ -28,7 +28,7 @@ _STAGES = {
 def upstream_as_it_is(engine: Trellis2Engine, *, low_vram: bool) -> Iterator[Any]:
     """Yield upstream's pipeline with its own flow modules and its own placement of models."""
     pipeline, residency, _ = engine.parts()
-    inner = pipeline.inner
+    inner = pipeline.trellis
     kept = {
         name: (m.__dict__.pop("to"), m.__dict__.pop("cpu")) for name, m in pipeline.modules.items()
     }

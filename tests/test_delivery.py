@@ -171,7 +171,7 @@ def test_wrong_keys_fail_the_start_up_check_and_the_job_without_telling_them(
     variables = bucket.variables() | {"BUCKET_SECRET_ACCESS_KEY": "WRONGSECRET"}
     of = worker(tmp_path, **variables)
     with pytest.raises(SetupFailed, match="SignatureDoesNotMatch") as caught:
-        of.require_fit()
+        of.require_ready()
     answer = handle(of, "wrong")
     assert (answer["code"], answer["retryable"]) == ("storage_failed", True)
     assert "WRONGSECRET" not in json.dumps(answer) + str(caught.value)

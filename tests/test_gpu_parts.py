@@ -22,7 +22,7 @@ from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.engine import Trellis2Engine, Trellis2Generation
-from trellis_runtime.engines.trellis2.models.rows import rowwise
+from trellis_runtime.engines.trellis2.models.rows import chunked_rows
 from trellis_runtime.engines.trellis2.upstream import adapter as upstream
 from trellis_runtime.engines.trellis2.upstream import attention
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
@@ -270,10 +270,10 @@ def test_row_blocks_change_nothing_and_are_gone_afterwards() -> None:
     whole = model(x)
     sizes: list[int] = []
     model[2].register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
-    with rowwise(model, chunked=True, rows=10):
+    with chunked_rows(model, chunked=True, rows=10):
         assert torch.allclose(model(x), whole, atol=1e-5)
     assert max(sizes) == 10
-    with rowwise(model, chunked=False):
+    with chunked_rows(model, chunked=False):
         assert "forward" in vars(norm)
         assert torch.allclose(model(x), whole, atol=1e-5)
     assert not any("forward" in vars(layer) for layer in model.modules())
@@ -285,7 +285,7 @@ def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
             return value + 1
 
     sampler = FlowSampler()
-    pipeline = upstream.Pipeline(SimpleNamespace(s=sampler), {}, {}, "sdpa", True, None)
+    pipeline = upstream.UpstreamPipeline(SimpleNamespace(s=sampler), {}, {}, "sdpa", True, None)
     told: list[float] = []
     scope = JobScope("x", progress=lambda _stage, fraction: told.append(fraction))
     with scope.stage("shape"), pipeline.steps("s", scope, 60 * 2):

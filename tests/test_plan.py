@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trellis_runtime.contract.ladder import (
     RUNGS,
     TEXTURE_LEVELS,
-    Descent,
+    LadderState,
     Plan,
     ladder,
     restart_stage,
@@ -86,36 +86,36 @@ def test_a_rung_that_changes_nothing_is_passed_over() -> None:
 def test_a_descent_goes_down_only_and_obeys_the_callers_limit(
     request: GenerationRequest, limit: int, strikes: list[Stage]
 ) -> None:
-    descent = Descent.begin(Plan.as_asked(request, 1), limit)
+    descent = LadderState.begin(Plan.as_asked(request, 1), limit)
     level = 0
-    for struck in strikes:
+    for failed_stage in strikes:
         before = descent.plan
-        rung = descent.step_down(struck)
+        rung = descent.step_down(failed_stage)
         if rung is None:
             assert descent.plan == before
             continue
         assert level < rung.level <= limit
-        assert struck in rung.relieves
+        assert failed_stage in rung.frees_memory_in
         assert descent.plan.is_leaner_than(before)
         level = rung.level
 
 
 def test_only_the_struck_stage_is_repeated_unless_its_input_changes() -> None:
     for rung in RUNGS[1:]:
-        for struck in rung.relieves:
-            again = restart_stage(rung, struck)
+        for failed_stage in rung.frees_memory_in:
+            again = restart_stage(rung, failed_stage)
             if rung.restarts_at is None:
-                assert again == struck
+                assert again == failed_stage
             else:
-                assert ENGINE_STAGES.index(again) <= ENGINE_STAGES.index(struck)
+                assert ENGINE_STAGES.index(again) <= ENGINE_STAGES.index(failed_stage)
     # nothing is ever sampled again for a bake that did not fit
     assert all(
-        restart_stage(r, Stage.BAKE) == Stage.BAKE for r in RUNGS if Stage.BAKE in r.relieves
+        restart_stage(r, Stage.BAKE) == Stage.BAKE for r in RUNGS if Stage.BAKE in r.frees_memory_in
     )
 
 
 def test_every_engine_stage_has_a_lossless_way_out() -> None:
     for stage in ENGINE_STAGES:
-        rung = Descent.begin(BIGGEST, 12).step_down(stage)
+        rung = LadderState.begin(BIGGEST, 12).step_down(stage)
         assert rung is not None
         assert rung.lossless

@@ -91,7 +91,7 @@ def test_a_preloaded_worker_is_loaded_and_warm_before_it_takes_jobs(tmp_path: Pa
     engine = Counting(None)
     worker = Worker.start(settings(tmp_path, TRELLIS2_WARM_UP="512"), engine)
     assert (engine.loads, engine.generations) == (1, 1)
-    assert 0 < worker.init["warm_up"] < worker.init["ready"]
+    assert 0 < worker.startup_seconds["warm_up"] < worker.startup_seconds["ready"]
     assert not list((tmp_path / "out").glob("*/*.glb"))  # the warm-up's result is thrown away
     worker.close()
 
@@ -117,12 +117,12 @@ def test_a_kernel_cache_is_seeded_once_and_keyed_by_card_and_versions(
     seed, folder = tmp_path / "seed", tmp_path / "mine"
     (seed / key / "triton").mkdir(parents=True)
     (seed / key / "triton/k.cubin").write_bytes(b"code")
-    assert not kernel_cache.use(folder, seed, "another-card")
-    assert kernel_cache.use(folder, seed, key)
+    assert not kernel_cache.activate(folder, seed, "another-card")
+    assert kernel_cache.activate(folder, seed, key)
     assert os.environ["TRITON_CACHE_DIR"] == str(folder / key / "triton")
     assert (folder / key / "triton/k.cubin").read_bytes() == b"code"
     (folder / key / "triton/k.cubin").write_bytes(b"tuned")
-    assert kernel_cache.use(folder, seed, key)
+    assert kernel_cache.activate(folder, seed, key)
     assert (folder / key / "triton/k.cubin").read_bytes() == b"tuned"  # ours is never overwritten
     assert sorted(p.name for p in folder.iterdir()) == sorted(["another-card", key])
 

@@ -383,10 +383,10 @@ def test_a_worker_never_falls_back_to_the_embedded_engine() -> None:
 
 def test_the_start_up_check_refuses_a_full_disk_and_a_dead_bucket(tmp_path: Path) -> None:
     with pytest.raises(SetupFailed, match="disk"):
-        start(tmp_path, TRELLIS2_MIN_FREE_DISK_GB="1000000").require_fit()
+        start(tmp_path, TRELLIS2_MIN_FREE_DISK_GB="1000000").require_ready()
     dead = bucket_variables("http://127.0.0.1:9", BUCKET_MAX_ATTEMPTS="1")
     with pytest.raises(SetupFailed, match="EndpointConnectionError"):
-        start(tmp_path, **dead).require_fit()
+        start(tmp_path, **dead).require_ready()
 
 
 def test_what_a_crashed_process_left_is_swept_at_start(tmp_path: Path) -> None:

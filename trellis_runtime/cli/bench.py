@@ -35,7 +35,7 @@ def run_bench(
         "suite": worker.engine.info().name,
         "versions": worker.engine.info().versions | {"trellis-runtime": __version__},
         "machine": platform.machine(),
-        "init": worker.init,
+        "init": worker.startup_seconds,
         "rows": rows,
     }
     console.print(json.dumps(report), soft_wrap=True, highlight=False, markup=False)

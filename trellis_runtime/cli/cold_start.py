@@ -66,7 +66,7 @@ def child(preset: str) -> dict[str, Any]:
     data = io.BytesIO()
     Image.fromarray(picture()).save(data, "PNG")
     image = base64.b64encode(data.getvalue()).decode()
-    ready = dict(worker.init)
+    ready = dict(worker.startup_seconds)
     jobs = []
     for number in range(2):
         started = time.perf_counter()
@@ -76,7 +76,7 @@ def child(preset: str) -> dict[str, Any]:
             raise RuntimeError(answer["error"])
         jobs.append(round(time.perf_counter() - started, 3))
     worker.close()
-    loaded_later = {k: v for k, v in worker.init.items() if k not in ready}
+    loaded_later = {k: v for k, v in worker.startup_seconds.items() if k not in ready}
     return {
         "engine": answer["engine"],
         "init": ready,

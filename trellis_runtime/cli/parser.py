@@ -175,7 +175,7 @@ def _schema(args: argparse.Namespace) -> int:
 def _ladder(_args: argparse.Namespace) -> int:
     table = Table("level", "rung", "lossless", "frees memory in", "change", title="The ladder")
     for rung in RUNGS:
-        stages = ", ".join(sorted(rung.relieves)) or "-"
+        stages = ", ".join(sorted(rung.frees_memory_in)) or "-"
         table.add_row(
             str(rung.level), rung.name, "yes" if rung.lossless else "no", stages, rung.change
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
+from trellis_runtime.errors import EngineFault
+
+T = TypeVar("T")
 
 Rgba = NDArray[np.uint8]
 """An upright picture: (height, width, 4), sRGB, straight alpha."""
@@ -62,6 +65,13 @@ class Asset:
     def texture_size(self) -> int:
         """Pixels a side, 0 without a texture."""
         return 0 if self.base_color is None else int(self.base_color.shape[0])
+
+
+def require_product(product: T | None) -> T:
+    """Return a stage's product; raises `EngineFault` where that stage has not run."""
+    if product is None:
+        raise EngineFault("a stage ran before the one that it rests on")
+    return product
 
 
 class Generation(Protocol):

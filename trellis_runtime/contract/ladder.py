@@ -2,7 +2,7 @@
 
 A `Plan` says how a request is carried out. `RUNGS` is the ladder: each rung changes one thing,
 says at which stages that frees memory, and whether the result stays the same. After an
-out-of-memory error the struck stage alone is repeated, one useful rung lower; a rung that changes
+out-of-memory error the failed stage alone is repeated, one useful rung lower; a rung that changes
 an earlier stage's output (the resolution, say) restarts there, and nothing before it runs again.
 
 Rungs 1 to 4 are lossless, 5 to 9 cost geometry, 10 to 12 cost texture, and no rung below 10 touches
@@ -49,7 +49,7 @@ class Plan:
 
     offload: bool = False
     chunk_rows: bool = False
-    host_skips: bool = False
+    chunk_decoder: bool = False
     chunk_bake: bool = False
 
     @classmethod
@@ -71,7 +71,7 @@ class Plan:
     def quality(self) -> dict[str, Any]:
         """Return the values that a caller can see in the result, for `requested`/`effective`."""
         facts = asdict(self)
-        for name in ("samplers", "offload", "chunk_rows", "host_skips", "chunk_bake", "seed"):
+        for name in ("samplers", "offload", "chunk_rows", "chunk_decoder", "chunk_bake", "seed"):
             del facts[name]
         facts["sampler"] = self.samplers.model_dump(mode="json")
         return facts
@@ -85,7 +85,7 @@ class Plan:
         return (
             not self.offload,
             not self.chunk_rows,
-            not self.host_skips,
+            not self.chunk_decoder,
             not self.chunk_bake,
             self.max_tokens,
             self.resolution,
@@ -99,15 +99,15 @@ class Plan:
 class Rung:
     """One step down.
 
-    `relieves` are the stages where it frees memory; `restarts_at` is the earliest stage whose
-    product it changes, None when it changes none.
+    `frees_memory_in` are the stages where it frees memory; `restarts_at` is the earliest stage
+    whose product it changes, None when it changes none.
     """
 
     level: int
     name: str
     change: str
     lossless: bool
-    relieves: frozenset[Stage]
+    frees_memory_in: frozenset[Stage]
     apply: Callable[[Plan], Plan]
     restarts_at: Stage | None = None
 
@@ -166,7 +166,7 @@ RUNGS: tuple[Rung, ...] = (
         "the subdivisions waits on the card",
         True,
         _DECODE,
-        lambda plan: replace(plan, host_skips=True),
+        lambda plan: replace(plan, chunk_decoder=True),
     ),
     Rung(
         4,
@@ -238,7 +238,7 @@ TEXTURE_LEVELS = range(10, LOWEST_LEVEL + 1)
 
 
 @dataclass(slots=True)
-class Descent:
+class LadderState:
     """One job's way down the ladder: the plan in force and the rungs taken so far."""
 
     requested: Plan
@@ -247,7 +247,7 @@ class Descent:
     taken: list[Rung]
 
     @classmethod
-    def begin(cls, requested: Plan, max_level: int, *, offload: bool = False) -> Descent:
+    def begin(cls, requested: Plan, max_level: int, *, offload: bool = False) -> LadderState:
         """Start at the top, or already offloaded when the card has too little room to try."""
         descent = cls(requested, max_level, requested, [RUNGS[0]])
         if offload and max_level >= 1:
@@ -263,14 +263,16 @@ class Descent:
     def lossless(self) -> bool:
         return all(rung.lossless for rung in self.taken)
 
-    def step_down(self, struck: Stage) -> Rung | None:
-        """Take the next rung that frees memory at `struck`, or return None when there is none.
+    def step_down(self, failed_stage: Stage) -> Rung | None:
+        """Take the next rung that frees memory at `failed_stage`; returns None when none does.
 
         Levels only go up during a job; a rung that would change nothing for this request is
         passed over.
         """
         for rung in RUNGS[self.rung.level + 1 : self.max_level + 1]:
-            if struck in rung.relieves and rung.apply(self.plan).is_leaner_than(self.plan):
+            if failed_stage in rung.frees_memory_in and rung.apply(self.plan).is_leaner_than(
+                self.plan
+            ):
                 self._take(rung)
                 return rung
         return None
@@ -280,11 +282,11 @@ class Descent:
         self.taken.append(rung)
 
 
-def restart_stage(rung: Rung, struck: Stage) -> Stage:
-    """Return the stage to run next after `rung` was taken because of `struck`."""
+def restart_stage(rung: Rung, failed_stage: Stage) -> Stage:
+    """Return the stage to run next after `rung` was taken because of `failed_stage`."""
     if rung.restarts_at is None:
-        return struck
-    return min(struck, rung.restarts_at, key=ENGINE_STAGES.index)
+        return failed_stage
+    return min(failed_stage, rung.restarts_at, key=ENGINE_STAGES.index)
 
 
 def ladder(requested: Plan, max_level: int = LOWEST_LEVEL) -> tuple[tuple[Rung, Plan], ...]:

@@ -77,7 +77,7 @@ class Metrics:
     def page(self, worker: Worker | None) -> bytes:
         """Return the exposition, with the gauges as they are now."""
         if worker is not None:
-            self._ready.set(worker.init.get("ready", 0.0))
+            self._ready.set(worker.startup_seconds.get("ready", 0.0))
             self._disk.set(free_bytes(worker.settings.delivery.output_dir))
             self._queue.set(worker.admission.in_hand)
         return generate_latest(self.registry)

@@ -99,7 +99,7 @@ class Admission:
         """Take no further job; those in hand go on."""
         self._draining = True
 
-    def condemn(self, reason: str) -> None:
+    def mark_defunct(self, reason: str) -> None:
         """Take no further job, ever, and have the process replaced."""
         if self._defunct_reason is None:
             self._defunct_reason = reason
@@ -117,7 +117,7 @@ class Admission:
                 self._served += 1
                 spent = 0 < self._limits.jobs_per_process <= self._served
             if spent:
-                self.condemn(f"{self._served} jobs served (TRELLIS2_JOBS_PER_PROCESS)")
+                self.mark_defunct(f"{self._served} jobs served (TRELLIS2_JOBS_PER_PROCESS)")
 
     def note_success(self) -> None:
         self._rejected_in_a_row = 0
@@ -125,11 +125,11 @@ class Admission:
     def note_failure(self, err: WorkerError) -> None:
         """Condemn the worker for a poisoned engine, or results that fail validation in a row."""
         if err.poisons_worker:
-            self.condemn(err.message)
+            self.mark_defunct(err.message)
         if isinstance(err, MeshRejected | GlbRejected):
             self._rejected_in_a_row += 1
             if self._rejected_in_a_row >= _REJECTIONS_IN_A_ROW:
-                self.condemn(f"{self._rejected_in_a_row} results in a row failed validation")
+                self.mark_defunct(f"{self._rejected_in_a_row} results in a row failed validation")
         elif not isinstance(err, WorkerBusy | WorkerStopping):
             self._rejected_in_a_row = 0
 

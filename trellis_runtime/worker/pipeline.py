@@ -2,7 +2,7 @@
 
 image ─► condition ─► structure ─► shape ─► texture ─► decode ─► bake ─► export ─► preview ─► store
          └──────────── the engine's stages, each repeatable alone ─────────┘
-                       out of memory: one rung down, the struck stage again
+                       out of memory: one rung down, the failed stage again
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trellis_runtime.contract.answer import (
     Vram,
 )
 from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
-from trellis_runtime.contract.ladder import LOWEST_LEVEL, Descent, Plan, restart_stage
+from trellis_runtime.contract.ladder import LOWEST_LEVEL, LadderState, Plan, restart_stage
 from trellis_runtime.contract.request import GenerationRequest, Output, TextureFormat
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
@@ -71,11 +71,11 @@ class _Picture:
 
 
 @dataclass(slots=True)
-class _Made:
+class _EngineOutcome:
     """What the engine made, and how far down the ladder it had to go."""
 
     asset: Asset
-    descent: Descent
+    descent: LadderState
     attempts: list[Attempt] = field(default_factory=list)
     vram: Vram | None = None
 
@@ -110,7 +110,7 @@ class Pipeline:
                 pictures = _pictures(glb.data, request.output, scope)
         with scope.stage(Stage.STORE):
             delivered = self._deliver(glb.data, pictures, request, delivery, scope)
-        with _taken_back_on_error(delivered.store):
+        with discard_on_error(delivered.store):
             result = self._result(scope, made, report, glb, delivered)
             encoded = finish(result)
             if delivered.model.base64 is None:
@@ -130,7 +130,7 @@ class Pipeline:
         size = len(glb) + sum(len(picture.data) for picture in pictures)
         store = delivery.store_for(request.output, size)
         shown = {}
-        with _taken_back_on_error(store):
+        with discard_on_error(store):
             for picture in pictures:
                 kept = store.put(picture.file_name, picture.data, picture.content_type, scope)
                 shown[picture.field] = kept
@@ -139,17 +139,19 @@ class Pipeline:
             scope.check()
         return _Delivered(store, model, shown)
 
-    def _make(self, image: Rgba, requested: Plan, max_level: int, scope: JobScope) -> _Made:
+    def _make(
+        self, image: Rgba, requested: Plan, max_level: int, scope: JobScope
+    ) -> _EngineOutcome:
         """Run the engine's stages, going down the ladder where memory runs out."""
         offload = self.engine.wants_offload(requested)
-        descent = Descent.begin(requested, max_level, offload=offload)
+        descent = LadderState.begin(requested, max_level, offload=offload)
         attempts: list[Attempt] = []
         generation = self.engine.begin(image, requested)
         try:
             stage: Stage | None = ENGINE_STAGES[0]
             while stage is not None:
                 stage = self._attempt(generation, stage, descent, attempts, scope)
-            made = _Made(generation.asset(), descent, attempts)
+            made = _EngineOutcome(generation.asset(), descent, attempts)
             if memory := self.engine.memory():
                 made.vram = Vram(peak_bytes=memory.peak, total_bytes=memory.total)
             return made
@@ -160,7 +162,7 @@ class Pipeline:
         self,
         generation: Generation,
         stage: Stage,
-        descent: Descent,
+        descent: LadderState,
         attempts: list[Attempt],
         scope: JobScope,
     ) -> Stage | None:
@@ -189,7 +191,7 @@ class Pipeline:
         return self._step_down(stage, descent, attempts, scope)
 
     def _step_down(
-        self, stage: Stage, descent: Descent, attempts: list[Attempt], scope: JobScope
+        self, stage: Stage, descent: LadderState, attempts: list[Attempt], scope: JobScope
     ) -> Stage:
         rung = descent.step_down(stage)
         logger().warning(
@@ -209,7 +211,7 @@ class Pipeline:
             )
         return restart_stage(rung, stage)
 
-    def _extras(self, made: _Made) -> dict[str, Any]:
+    def _extras(self, made: _EngineOutcome) -> dict[str, Any]:
         return {
             "engine": self.engine.info().name,
             "worker_version": __version__,
@@ -220,7 +222,7 @@ class Pipeline:
     def _result(
         self,
         scope: JobScope,
-        made: _Made,
+        made: _EngineOutcome,
         report: MeshReport,
         glb: EncodedGlb,
         delivered: _Delivered,
@@ -280,7 +282,7 @@ def export(
 
 
 @contextmanager
-def _taken_back_on_error(store: Store) -> Iterator[None]:
+def discard_on_error(store: Store) -> Iterator[None]:
     """Leave nothing of a job behind that was stopped, or whose answer cannot be given."""
     try:
         yield

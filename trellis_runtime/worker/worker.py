@@ -46,7 +46,7 @@ class Worker:
 
     settings: Settings
     engine: Engine
-    init: dict[str, float]
+    startup_seconds: dict[str, float]
     admission: Admission
     _threads: ThreadPoolExecutor
     _loading: threading.Lock = field(default_factory=threading.Lock)
@@ -97,9 +97,9 @@ class Worker:
             self._loaded = True
 
     def _note_phase(self, phase: str, seconds: float) -> None:
-        self.init[phase] = round(seconds, 3)
+        self.startup_seconds[phase] = round(seconds, 3)
 
-    def require_fit(self) -> None:
+    def require_ready(self) -> None:
         """The start-up check: raises `SetupFailed` for a worker that must not take jobs."""
         if shortage := self.admission.disk_shortage():
             raise SetupFailed(shortage)
@@ -159,7 +159,7 @@ class Worker:
         with self.admission.slot():
             running = self._threads.submit(self._run, job, request, scope)
             try:
-                return await _until_left(running, scope)
+                return await wait_until_thread_exits(running, scope)
             finally:
                 if progress:
                     await asyncio.to_thread(progress.close)
@@ -171,7 +171,9 @@ class Worker:
         started = time.perf_counter()
         self._ensure_loaded()
         delivery = Delivery(self.settings, scope.job_id or "local", job.get("s3Config"))
-        pipeline = Pipeline(self.engine, self.settings.image, self.settings.fetch, self.init)
+        pipeline = Pipeline(
+            self.engine, self.settings.image, self.settings.fetch, self.startup_seconds
+        )
         seed = request.seed if request.seed is not None else draw_seed(scope.job_id)
         try:
             result = pipeline.generate(request, seed, delivery, scope, self._encode)
@@ -221,7 +223,7 @@ class Worker:
                 "max_queued": self.settings.jobs.max_queued,
                 "served": self.admission.served,
             },
-            "init": self.init,
+            "init": self.startup_seconds,
         }
 
 
@@ -235,7 +237,9 @@ def draw_seed(job_id: str) -> int:
     return int.from_bytes(source[:8], "big") & MAX_SEED
 
 
-async def _until_left(running: Future[dict[str, Any]], scope: JobScope) -> dict[str, Any]:
+async def wait_until_thread_exits(
+    running: Future[dict[str, Any]], scope: JobScope
+) -> dict[str, Any]:
     """Await a generation; when cancelled, stop it and wait until its thread has left.
 
     However often the cancellation is repeated: leaving early would let the next job meet a GPU

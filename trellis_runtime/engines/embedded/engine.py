@@ -22,7 +22,7 @@ import scipy
 from threadpoolctl import threadpool_limits
 
 from trellis_runtime.contract.answer import EngineInfo
-from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba
+from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba, require_product
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
@@ -97,7 +97,7 @@ class EmbeddedGeneration:
         self._image = image
         self._seed = seed
         self._budget = budget
-        self._made = _Products()
+        self._products = _Products()
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         {
@@ -115,26 +115,26 @@ class EmbeddedGeneration:
         self._budget.drop()
 
     def asset(self) -> Asset:
-        return _made(self._made.asset)
+        return require_product(self._products.asset)
 
     def close(self) -> None:
-        self._made = _Products()
+        self._products = _Products()
         self._budget.drop()
 
     def _condition(self, plan: Plan, scope: JobScope) -> None:
         # GrabCut and the crop work on copies; resident, the float picture stays for later stages.
         self._budget.hold("the conditioning picture", self._image.size * 4)
-        self._made.foreground = find_foreground(self._image, plan.background, self._seed)
+        self._products.foreground = find_foreground(self._image, plan.background, self._seed)
 
     def _structure(self, plan: Plan, scope: JobScope) -> None:
         cells = inflation.levels(_cells(plan.resolution))[0]
         self._budget.hold("the coarse solution", inflation.working_bytes(cells, by_rows=False))
-        mask = inflation.grid_mask(_made(self._made.foreground).mask, cells)
-        self._made.coarse = inflation.solve(mask, None, by_rows=False)
+        mask = inflation.grid_mask(require_product(self._products.foreground).mask, cells)
+        self._products.coarse = inflation.solve(mask, None, by_rows=False)
 
     def _shape(self, plan: Plan, scope: JobScope) -> None:
-        silhouette = _made(self._made.foreground).mask
-        solution = _made(self._made.coarse)
+        silhouette = require_product(self._products.foreground).mask
+        solution = require_product(self._products.coarse)
         sizes = inflation.levels(_cells(plan.resolution))
         need = inflation.working_bytes(sizes[-1], by_rows=plan.chunk_rows)
         with self._budget.working("the fine solution", need):
@@ -147,34 +147,34 @@ class EmbeddedGeneration:
                 "the foreground found is too thin to give it a shape", field="image"
             )
         self._budget.hold("the shape", solution.nbytes)
-        self._made.mask, self._made.inflated = mask, solution
+        self._products.mask, self._products.inflated = mask, solution
 
     def _texture(self, plan: Plan, scope: JobScope) -> None:
-        foreground = _made(self._made.foreground)
+        foreground = require_product(self._products.foreground)
         self._budget.hold("the colours", 2 * foreground.rgb.nbytes)
         front = texture.front_colors(foreground)
-        self._made.colors = front, texture.back_colors(front, self._seed)
+        self._products.colors = front, texture.back_colors(front, self._seed)
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
-        inflated = _made(self._made.inflated)
+        inflated = require_product(self._products.inflated)
         side = inflated.shape[0]
         # skips on the host: the relief is made in single precision, one field at a time
-        fields = 2 if plan.host_skips else 3 if plan.chunk_rows else 5
+        fields = 2 if plan.chunk_decoder else 3 if plan.chunk_rows else 5
         with self._budget.working("the heights", fields * 4 * side * side):
             thickness = _THICKNESS * np.random.default_rng(self._seed).uniform(0.92, 1.08)
             height = (np.sqrt(inflated) * thickness).astype(np.float32)
-            relief = texture.luminance_relief(_made(self._made.foreground), side)
+            relief = texture.luminance_relief(require_product(self._products.foreground), side)
             relief *= _RELIEF * np.minimum(1.0, height / 0.05)
             front = np.maximum(height + relief, 0.0)
         self._budget.hold("the heights", 2 * front.nbytes)
-        self._made.heights = front, height * np.float32(_BACK_FLATNESS)
+        self._products.heights = front, height * np.float32(_BACK_FLATNESS)
 
     def _bake(self, plan: Plan, scope: JobScope) -> None:
         mesh = self._surface(plan)
         scope.step(1, 3)
         split, is_back = surface.split_sides(mesh)
         normals = surface.vertex_normals(mesh)[_origin_of(split, mesh)]
-        front, back = _made(self._made.colors)
+        front, back = require_product(self._products.colors)
         common = dict(
             vertices=split.vertices,
             faces=split.faces.astype(np.uint32),
@@ -183,7 +183,7 @@ class EmbeddedGeneration:
         )
         if plan.texture_size == 0:
             colors = texture.at_vertices(front, back, split.vertices[:, :2], is_back)
-            self._made.asset = Asset(**common, vertex_colors=colors)
+            self._products.asset = Asset(**common, vertex_colors=colors)
             return
         need = texture.bake_bytes(plan.texture_size, by_rows=plan.chunk_bake)
         with self._budget.working("the texture", need):
@@ -192,7 +192,7 @@ class EmbeddedGeneration:
                 front, back, charts, plan.texture_size, by_rows=plan.chunk_bake
             )
         scope.step(2, 3)
-        self._made.asset = Asset(
+        self._products.asset = Asset(
             **common,
             uvs=charts.uv(split.vertices[:, :2], is_back),
             base_color=base,
@@ -204,7 +204,7 @@ class EmbeddedGeneration:
 
         Where decimation does not leave it closed, a coarser grid does the same by construction.
         """
-        finest = _made(self._made.mask).shape[0]
+        finest = require_product(self._products.mask).shape[0]
         cells = min(finest, _cells(plan.remesh_resolution))
         while True:
             extracted = self._extract(cells, smooth_outline=plan.remesh)
@@ -215,11 +215,11 @@ class EmbeddedGeneration:
             cells = max(8, int(cells * min(share, 0.95)))
 
     def _extract(self, cells: int, *, smooth_outline: bool) -> surface.Surface:
-        front, back = _made(self._made.heights)
-        mask = _made(self._made.mask)
+        front, back = require_product(self._products.heights)
+        mask = require_product(self._products.mask)
         with self._budget.working("the surface", _surface_bytes(mask, cells)):
             if cells < mask.shape[0]:
-                mask = inflation.grid_mask(_made(self._made.foreground).mask, cells)
+                mask = inflation.grid_mask(require_product(self._products.foreground).mask, cells)
                 inside = inflation.inner_corners(mask)
                 front = inflation.resample(front, cells + 1) * inside
                 back = inflation.resample(back, cells + 1) * inside
@@ -241,10 +241,3 @@ def _origin_of(split: surface.Surface, mesh: surface.Surface) -> np.ndarray:
     origin = np.empty(len(split.vertices), np.int64)
     origin[split.faces.ravel()] = mesh.faces.ravel()
     return origin
-
-
-def _made(product: T | None) -> T:
-    """Return a product that an earlier stage must have left."""
-    if product is None:
-        raise RuntimeError("a stage ran before the one that it rests on")
-    return product

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from trellis_runtime.contract.answer import EngineInfo
-from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba
+from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba, require_product
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import Sampler
 from trellis_runtime.contract.scope import JobScope
@@ -31,7 +31,7 @@ from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.bake import Decoded, bake
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
-from trellis_runtime.engines.trellis2.models.rows import rowwise
+from trellis_runtime.engines.trellis2.models.rows import chunked_rows
 from trellis_runtime.engines.trellis2.upstream import adapter as upstream
 from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected
 from trellis_runtime.settings import Trellis2
@@ -67,7 +67,7 @@ class Trellis2Engine:
     def __init__(self, settings: Trellis2) -> None:
         self._settings = settings
         self._watch: vram.PeakWatch | None = None
-        self._pipeline: upstream.Pipeline | None = None
+        self._pipeline: upstream.UpstreamPipeline | None = None
         self._residency: Residency | None = None
 
     def info(self) -> EngineInfo:
@@ -108,7 +108,7 @@ class Trellis2Engine:
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
 
-    def parts(self) -> tuple[upstream.Pipeline, Residency, vram.PeakWatch]:
+    def parts(self) -> tuple[upstream.UpstreamPipeline, Residency, vram.PeakWatch]:
         """Return what `load` made; benchmarks run upstream itself on the same models."""
         if self._pipeline is None or self._residency is None or self._watch is None:
             raise EngineFault("the engine was used before it was loaded")
@@ -122,7 +122,7 @@ class Trellis2Generation:
         self,
         image: Rgba,
         plan: Plan,
-        pipeline: upstream.Pipeline,
+        pipeline: upstream.UpstreamPipeline,
         residency: Residency,
         watch: vram.PeakWatch,
     ) -> None:
@@ -130,7 +130,7 @@ class Trellis2Generation:
         self._pipeline = pipeline
         self._residency = residency
         self._watch = watch
-        self._made = _Products()
+        self._products = _Products()
         self._noise_states: dict[Stage, torch.Tensor] = {}
         self._seed = plan.seed
 
@@ -144,7 +144,7 @@ class Trellis2Generation:
             Stage.BAKE: self._bake,
         }[stage]
         # Upstream then brings each model just before it uses it, through `Residency`.
-        self._pipeline.inner.low_vram = plan.offload
+        self._pipeline.trellis.low_vram = plan.offload
         with vram.translated(), torch.no_grad():
             self._set_noise(stage)
             run(plan, scope)
@@ -152,16 +152,16 @@ class Trellis2Generation:
 
     def reclaim(self) -> None:
         with vram.translated():
-            if self._made.decoded is not None:
-                self._made.decoded = self._made.decoded.on_host()
+            if self._products.decoded is not None:
+                self._products.decoded = self._products.decoded.on_host()
             self._residency.evict()
             vram.reclaim()
 
     def asset(self) -> Asset:
-        return _made(self._made.asset)
+        return require_product(self._products.asset)
 
     def close(self) -> None:
-        self._made = _Products()
+        self._products = _Products()
         self._watch.stop()
         with vram.translated():
             vram.release()
@@ -180,7 +180,7 @@ class Trellis2Generation:
         with self._residency.needed("image_cond_model", offload=plan.offload):
             for size in (512,) if plan.resolution == 512 else (512, 1024):
                 features[size] = self._pipeline.features(picture, size).cpu()
-        self._made.features = features
+        self._products.features = features
 
     def _cut_out(self, plan: Plan) -> Image.Image:
         """Return the object on black, cropped, as upstream has it."""
@@ -213,10 +213,10 @@ class Trellis2Generation:
             )
         if len(coords) == 0:
             raise MeshRejected("the sparse structure is empty; another seed may help")
-        self._made.structure = coords.cpu()
+        self._products.structure = coords.cpu()
 
     def _shape(self, plan: Plan, scope: JobScope) -> None:
-        coords = _made(self._made.structure).cuda()
+        coords = require_product(self._products.structure).cuda()
         parameters = sampler_parameters(plan.samplers.shape)
         names, rounds = ["shape_slat_flow_model_512"], 1
         if plan.resolution > 512:
@@ -226,7 +226,7 @@ class Trellis2Generation:
         with (
             self._residency.needed(*names, offload=plan.offload),
             self._pipeline.steps("shape_slat_sampler", scope, plan.samplers.shape.steps * rounds),
-            rowwise(decoder, chunked=plan.chunk_rows),
+            chunked_rows(decoder, chunked=plan.chunk_rows),
         ):
             if plan.resolution == 512:
                 slat = self._pipeline.sample_shape(self._condition_at(512), coords, parameters)
@@ -240,10 +240,10 @@ class Trellis2Generation:
                     parameters,
                     plan.max_tokens,
                 )
-        self._made.shape = _on_host(slat, resolution, "shape")
+        self._products.shape = _on_host(slat, resolution, "shape")
 
     def _texture(self, plan: Plan, scope: JobScope) -> None:
-        shape = _made(self._made.shape)
+        shape = require_product(self._products.shape)
         size = 512 if shape.resolution == 512 else 1024
         name = f"tex_slat_flow_model_{size}"
         with (
@@ -256,14 +256,17 @@ class Trellis2Generation:
                 self._sparse(shape),
                 sampler_parameters(plan.samplers.texture),
             )
-        self._made.texture = _on_host(slat, shape.resolution, "texture")
+        self._products.texture = _on_host(slat, shape.resolution, "texture")
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
-        shape, texture = _made(self._made.shape), _made(self._made.texture)
+        shape, texture = (
+            require_product(self._products.shape),
+            require_product(self._products.texture),
+        )
         with self._decoder("shape_slat_decoder", plan):
             mesh, guides = self._pipeline.decode_shape(self._sparse(shape), shape.resolution)
         scope.step(1, 3)
-        if plan.host_skips:
+        if plan.chunk_decoder:
             guides = upstream.without_caches(guides)
             vertices, faces = mesh.vertices.cpu(), mesh.faces.cpu()
             del mesh
@@ -283,15 +286,15 @@ class Trellis2Generation:
             voxels.feats.float(),
             shape.resolution,
         )
-        self._made.decoded = decoded.on_host() if plan.offload else decoded
+        self._products.decoded = decoded.on_host() if plan.offload else decoded
 
     @contextmanager
     def _decoder(self, name: str, plan: Plan) -> Iterator[None]:
         """Have one decoder ready, as lean as the plan wants it."""
         with (
             self._residency.needed(name, offload=plan.offload),
-            rowwise(self._pipeline.modules[name], chunked=plan.chunk_rows),
-            self._pipeline.lean_decoders(active=plan.host_skips),
+            chunked_rows(self._pipeline.modules[name], chunked=plan.chunk_rows),
+            self._pipeline.lean_decoders(active=plan.chunk_decoder),
         ):
             yield
 
@@ -299,13 +302,13 @@ class Trellis2Generation:
         if plan.offload:
             self._residency.evict()
             vram.reclaim()
-        decoded = _made(self._made.decoded)
+        decoded = require_product(self._products.decoded)
         asset = bake(decoded, plan, scope)
         asset.effective["resolution"] = decoded.resolution
-        self._made.asset = asset
+        self._products.asset = asset
 
     def _condition_at(self, size: int) -> dict[str, torch.Tensor]:
-        features = _made(self._made.features)[size].cuda()
+        features = require_product(self._products.features)[size].cuda()
         return {"cond": features, "neg_cond": torch.zeros_like(features)}
 
     def _sparse(self, latent: _Latent) -> Any:
@@ -333,9 +336,3 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     """Return a picture's size with its longer side at most 1024, as upstream."""
     scale = min(1.0, 1024 / max(size))
     return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
-
-
-def _made(product: Any) -> Any:
-    if product is None:
-        raise EngineFault("a stage ran before the one that it rests on")
-    return product

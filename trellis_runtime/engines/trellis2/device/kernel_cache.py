@@ -46,7 +46,7 @@ def cache_key(card: str, capability: tuple[int, int]) -> str:
     return f"{plain}-sm{capability[0]}{capability[1]}-{digest}"
 
 
-def use(folder: Path, seed: Path | None, key: str) -> bool:
+def activate(folder: Path, seed: Path | None, key: str) -> bool:
     """Point the libraries at `folder/key`, filled from `seed/key` where it is new.
 
     Must come before Triton, FlexGEMM and Warp are imported. Returns whether there were results.

@@ -78,10 +78,10 @@ class FastFlow(nn.Module):
     def cpu(self) -> FastFlow:
         """Move upstream's module away, and drop what was computed from it."""
         self.model.cpu()
-        self.forget()
+        self.clear_cache()
         return self
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Drop what was computed for a job."""
         self._contexts.clear()
         self._positions = None
@@ -95,7 +95,7 @@ class FastFlow(nn.Module):
         if concat_cond is not None:
             feats = torch.cat([feats, concat_cond.feats], dim=-1)
         positions = self._at(x.coords)
-        return x.replace(self._torso(feats, t, context, positions))
+        return x.replace(self._backbone(feats, t, context, positions))
 
     def _dense(self, x: Tensor, t: Tensor, context: _Context) -> Tensor:
         rows = x.reshape(x.shape[1], -1).t().contiguous()
@@ -104,10 +104,12 @@ class FastFlow(nn.Module):
             self._positions = _Positions(
                 phases, phases.real.float().contiguous(), phases.imag.float().contiguous()
             )
-        out = self._torso(rows, t, context, self._positions)
+        out = self._backbone(rows, t, context, self._positions)
         return out.t().reshape(1, -1, *x.shape[2:]).contiguous()
 
-    def _torso(self, feats: Tensor, t: Tensor, context: _Context, positions: _Positions) -> Tensor:
+    def _backbone(
+        self, feats: Tensor, t: Tensor, context: _Context, positions: _Positions
+    ) -> Tensor:
         model = self.model
         dtype = model.dtype
         x = linear(feats, model.input_layer.weight, model.input_layer.bias).to(dtype)

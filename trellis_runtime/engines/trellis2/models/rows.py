@@ -22,14 +22,14 @@ _NORM, _MLP = "LayerNorm32", "Sequential"
 
 
 @contextmanager
-def rowwise(model: nn.Module, *, chunked: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
+def chunked_rows(model: nn.Module, *, chunked: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
     """Have `model`'s norms take one pass while the context lasts.
 
     With `chunked`, norms and MLPs run over blocks of `rows` too.
     """
     layers = [m for m in model.modules() if type(m).__name__ in (_NORM, _MLP)]
     for layer in layers:
-        forward = _one_pass(layer) if type(layer).__name__ == _NORM else layer.forward
+        forward = fused_layer_norm(layer) if type(layer).__name__ == _NORM else layer.forward
         layer.forward = _in_blocks(forward, rows) if chunked else forward
     try:
         yield
@@ -38,7 +38,8 @@ def rowwise(model: nn.Module, *, chunked: bool, rows: int = BLOCK_ROWS) -> Itera
             del layer.forward  # the class's own is found again
 
 
-def _one_pass(norm: Any) -> Callable[[Tensor], Tensor]:
+def fused_layer_norm(norm: Any) -> Callable[[Tensor], Tensor]:
+    """Return a forward pass of `norm` that reads and writes half precision once."""
     return lambda x: row_norm(x, norm.weight, norm.bias, norm.eps)
 
 

@@ -56,37 +56,37 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class Pipeline:
+class UpstreamPipeline:
     """Upstream's pipeline object, with each model under our own residency."""
 
-    inner: Any
+    trellis: Any
     modules: dict[str, nn.Module]
     flows: dict[str, nn.Module]
     attention: str
     is_synthetic: bool
-    sparse: Any
+    sparse_tensor_type: Any
 
     def features(self, picture: Image.Image, size: int) -> Tensor:
         """Return DINOv3 features (1, tokens, 1024) of a picture at `size` px."""
-        features: Tensor = self.inner.get_cond([picture], size, include_neg_cond=False)["cond"]
+        features: Tensor = self.trellis.get_cond([picture], size, include_neg_cond=False)["cond"]
         return features
 
     def remove_background(self, picture: Image.Image) -> Image.Image:
         """Return the picture with alpha from upstream's matting model."""
-        if self.inner.rembg_model is None:
+        if self.trellis.rembg_model is None:
             raise SetupFailed("no background remover is loaded (TRELLIS2_REMBG_DIR)")
-        self.inner.rembg_model.to("cuda")
-        cut: Image.Image = self.inner.rembg_model(picture)
+        self.trellis.rembg_model.to("cuda")
+        cut: Image.Image = self.trellis.rembg_model(picture)
         return cut
 
     def crop(self, picture: Image.Image) -> Image.Image:
         """Return upstream's square crop around the object, on black."""
-        cropped: Image.Image = self.inner.preprocess_image(picture)
+        cropped: Image.Image = self.trellis.preprocess_image(picture)
         return cropped
 
     def sample_structure(self, condition: dict[str, Tensor], parameters: dict[str, Any]) -> Tensor:
         """Return coordinates (N, 4) of the sparse structure on a grid of 32."""
-        coords: Tensor = self.inner.sample_sparse_structure(condition, 32, 1, parameters)
+        coords: Tensor = self.trellis.sample_sparse_structure(condition, 32, 1, parameters)
         return coords
 
     def sample_shape(
@@ -94,7 +94,7 @@ class Pipeline:
     ) -> Any:
         """Return the shape latent at 512."""
         model = self.flows["shape_slat_flow_model_512"]
-        return self.inner.sample_shape_slat(condition, model, coords, parameters)
+        return self.trellis.sample_shape_slat(condition, model, coords, parameters)
 
     def sample_shape_cascade(
         self,
@@ -106,7 +106,7 @@ class Pipeline:
         max_tokens: int,
     ) -> tuple[Any, int]:
         """Return the shape latent and the resolution that upstream really used."""
-        return self.inner.sample_shape_slat_cascade(
+        return self.trellis.sample_shape_slat_cascade(
             low,
             high,
             self.flows["shape_slat_flow_model_512"],
@@ -122,16 +122,16 @@ class Pipeline:
         self, condition: dict[str, Tensor], model: str, shape: Any, parameters: dict[str, Any]
     ) -> Any:
         """Return the texture latent."""
-        return self.inner.sample_tex_slat(condition, self.flows[model], shape, parameters)
+        return self.trellis.sample_tex_slat(condition, self.flows[model], shape, parameters)
 
     def decode_shape(self, slat: Any, resolution: int) -> tuple[Any, list[Any]]:
         """Return upstream's mesh, its holes not yet filled, and the subdivisions."""
-        meshes, guides = self.inner.decode_shape_slat(slat, resolution)
+        meshes, guides = self.trellis.decode_shape_slat(slat, resolution)
         return meshes[0], guides
 
     def decode_texture(self, slat: Any, guides: list[Any]) -> Any:
         """Return the coloured voxels as a sparse tensor, attributes 0..1."""
-        return self.inner.decode_tex_slat(slat, guides)
+        return self.trellis.decode_tex_slat(slat, guides)
 
     def lean_decoders(self, *, active: bool) -> AbstractContextManager[None]:
         """Have both decoders work over blocks of rows while the context lasts."""
@@ -140,12 +140,12 @@ class Pipeline:
         return lean_decoders(SparseUnetVaeDecoder, active=active)
 
     def sparse_tensor(self, feats: Tensor, coords: Tensor) -> Any:
-        return self.sparse(feats=feats, coords=coords)
+        return self.sparse_tensor_type(feats=feats, coords=coords)
 
     @contextmanager
     def steps(self, sampler: str, scope: JobScope, total: int) -> Iterator[None]:
         """Tell `scope` each of `total` sampler steps, where a stopped job also stops."""
-        target = getattr(self.inner, sampler)
+        target = getattr(self.trellis, sampler)
         once, taken = target.sample_once, 0
 
         def sample_once(*args: Any, **kwargs: Any) -> Any:
@@ -161,7 +161,7 @@ class Pipeline:
             del target.sample_once
             for flow in self.flows.values():
                 if isinstance(flow, FastFlow):
-                    flow.forget()
+                    flow.clear_cache()
 
 
 def without_caches(tensors: list[Any]) -> list[Any]:
@@ -169,7 +169,7 @@ def without_caches(tensors: list[Any]) -> list[Any]:
     return [type(t)(feats=t.feats, coords=t.coords) for t in tensors]
 
 
-def load(settings: Trellis2, room: int, note: Callable[[str, float], None]) -> Pipeline:
+def load(settings: Trellis2, room: int, note: Callable[[str, float], None]) -> UpstreamPipeline:
     """Import upstream and load every model; raises `SetupFailed`.
 
     The flow models and decoders go to the card when they leave it `room` bytes, else to the host.
@@ -198,10 +198,10 @@ def load(settings: Trellis2, room: int, note: Callable[[str, float], None]) -> P
             flows = _flows(settings, modules)
             inner = _assemble(files, pipelines, modules | flows)
             _load_helpers(settings, files, inner, modules)
-    pipeline = Pipeline(inner, modules, flows, kernels, files.is_synthetic, sparse)
+    pipeline = UpstreamPipeline(inner, modules, flows, kernels, files.is_synthetic, sparse)
     if settings.rehearsal:
         with _timed("rehearsal", note):
-            rehearsal.drive(pipeline)
+            rehearsal.install_synthetic_structure(pipeline)
         pipeline.is_synthetic = True
     return pipeline
 
@@ -243,14 +243,14 @@ def _import_pipeline(kernels: str) -> tuple[Any, Any]:
         import o_voxel  # noqa: F401 - dlopens libcuda; its absence is told here
         from trellis2.modules.sparse import SparseTensor
         from trellis2.pipelines import Trellis2ImageTo3DPipeline  # imports transformers
-    attention.install(kernels)
+    attention.install_flash_attn_shim(kernels)
     return Trellis2ImageTo3DPipeline, SparseTensor
 
 
 def _use_kernel_cache(settings: Trellis2) -> bool:
     key = kernel_cache.cache_key(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
     folder = settings.kernel_cache_dir.expanduser()
-    return kernel_cache.use(folder, settings.kernel_seed_dir, key)
+    return kernel_cache.activate(folder, settings.kernel_seed_dir, key)
 
 
 def _fill_models(

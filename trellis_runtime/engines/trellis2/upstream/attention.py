@@ -44,7 +44,7 @@ def environment(name: str) -> dict[str, str]:
     return {"ATTN_BACKEND": name, "SPARSE_ATTN_BACKEND": sparse, "SPARSE_CONV_BACKEND": "flex_gemm"}
 
 
-def install(name: str) -> None:
+def install_flash_attn_shim(name: str) -> None:
     """Put our module in `flash_attn`'s place when `name` is sdpa.
 
     Upstream imports it at each call. Called after upstream and transformers are imported:

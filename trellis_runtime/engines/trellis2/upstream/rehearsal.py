@@ -18,25 +18,25 @@ from torch import Tensor, nn
 from trellis_runtime.engines.trellis2.grid import cell_keys, find
 
 if TYPE_CHECKING:
-    from trellis_runtime.engines.trellis2.upstream.adapter import Pipeline
+    from trellis_runtime.engines.trellis2.upstream.adapter import UpstreamPipeline
 
 RESOLUTIONS = (512, 1024, 1536)
 _LEVELS = 4  # the decoder doubles its grid four times
 
 
-def drive(pipeline: Pipeline) -> None:
+def install_synthetic_structure(pipeline: UpstreamPipeline) -> None:
     """Make the structure, the decoder and the cascade follow the shape."""
-    oracle = Oracle()
-    inner, decoder = pipeline.inner, pipeline.modules["shape_slat_decoder"]
+    shape = ReferenceShape()
+    inner, decoder = pipeline.trellis, pipeline.modules["shape_slat_decoder"]
     for level, blocks in enumerate(list(decoder.blocks)[:-1]):  # type: ignore[arg-type]
-        blocks[-1].to_subdiv = _Subdivision(blocks[-1].to_subdiv, oracle, level)
-    decoder.output_layer = _Output(decoder.get_submodule("output_layer"), oracle)
-    _wrap(inner, "sample_sparse_structure", oracle.structure)
-    _before(decoder, "upsample", lambda *_: oracle.use(512))
-    _before(decoder, "set_resolution", oracle.use)
+        blocks[-1].to_subdiv = _Subdivision(blocks[-1].to_subdiv, shape, level)
+    decoder.output_layer = _Output(decoder.get_submodule("output_layer"), shape)
+    _wrap(inner, "sample_sparse_structure", shape.structure)
+    _before(decoder, "upsample", lambda *_: shape.use(512))
+    _before(decoder, "set_resolution", shape.use)
 
 
-class Oracle:
+class ReferenceShape:
     """Knows which cells of each grid the shape touches, and its dual vertices in the finest."""
 
     def __init__(self) -> None:
@@ -75,16 +75,18 @@ class Oracle:
 class _Subdivision(nn.Module):
     """Answers a decoder level's question: which of a cell's eight children exist?"""
 
-    def __init__(self, inner: nn.Module, oracle: Oracle, level: int) -> None:
+    def __init__(self, inner: nn.Module, shape: ReferenceShape, level: int) -> None:
         super().__init__()
-        self.inner, self._oracle, self._level = inner, oracle, level
+        self.inner, self._shape_at, self._level = inner, shape, level
 
     def forward(self, x: Any) -> Any:
         y = self.inner(x)
-        side = (self._oracle.resolution >> _LEVELS) << (self._level + 1)
+        side = (self._shape_at.resolution >> _LEVELS) << (self._level + 1)
         children = x.coords[:, 1:] * 2
         exists = [
-            self._oracle.has(side, children + children.new_tensor([i & 1, i >> 1 & 1, i >> 2 & 1]))
+            self._shape_at.has(
+                side, children + children.new_tensor([i & 1, i >> 1 & 1, i >> 2 & 1])
+            )
             for i in range(8)
         ]
         return y.replace(torch.stack(exists, 1).to(y.feats.dtype) * 2 - 1)
@@ -93,13 +95,13 @@ class _Subdivision(nn.Module):
 class _Output(nn.Module):
     """Answers the last layer: dual vertices (as logits) and crossed edges of the shape."""
 
-    def __init__(self, inner: nn.Module, oracle: Oracle) -> None:
+    def __init__(self, inner: nn.Module, shape: ReferenceShape) -> None:
         super().__init__()
-        self.inner, self._oracle = inner, oracle
+        self.inner, self._shape_at = inner, shape
 
     def forward(self, x: Any) -> Any:
         y = self.inner(x)
-        known, vertices, crossings = self._oracle.dual(y.coords[:, 1:])
+        known, vertices, crossings = self._shape_at.dual(y.coords[:, 1:])
         share = ((vertices + 0.5) / 2).clamp(1e-4, 1 - 1e-4)
         feats = y.feats.clone()
         feats[:, :3] = torch.log(share / (1 - share)).to(feats.dtype)
