@@ -19,7 +19,7 @@ from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs, bucket_variables, free_port
 from tests.test_worker import QUICK
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.delivery.choose import s3
+from trellis_runtime.delivery import s3
 from trellis_runtime.delivery.storage import folder_of
 from trellis_runtime.errors import SetupFailed, StorageFailed
 from trellis_runtime.settings import Bucket, Settings

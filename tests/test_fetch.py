@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trellis_runtime.contract.scope import Deadline, JobScope
-from trellis_runtime.delivery.choose import fetch as fetch_module
+from trellis_runtime.delivery import fetch as fetch_module
 from trellis_runtime.delivery.fetch import fetch, is_public, upload
 from trellis_runtime.errors import (
     DeadlineExceeded,

@@ -26,7 +26,7 @@ from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.server import create_app
 from trellis_runtime.settings import Settings
-from trellis_runtime.worker.worker import worker as worker_module
+from trellis_runtime.worker import worker as worker_module
 
 QUICK = {"preset": "fast", "texture_size": 1024, "decimation_target": 5000, "seed": 3}
 
