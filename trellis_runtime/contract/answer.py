@@ -74,7 +74,7 @@ class EngineInfo(WireModel):
     """Which engine answered. `synthetic` means that its weights are random: a rehearsal."""
 
     name: str
-    versions: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field({})
     synthetic: bool = False
     attention: str | None = None
     card: str | None = None
