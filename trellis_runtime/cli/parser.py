@@ -15,7 +15,7 @@ from rich.table import Table
 from trellis_runtime import __version__
 from trellis_runtime.cli import bench, check, cold_start, stats
 from trellis_runtime.cli.console import err_console, out_console
-from trellis_runtime.cli.run import add_run
+from trellis_runtime.cli.run import add_run, show
 from trellis_runtime.contract.answer import result_schema
 from trellis_runtime.contract.ladder import RUNGS
 from trellis_runtime.contract.request import (
