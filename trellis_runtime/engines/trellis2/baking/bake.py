@@ -74,7 +74,7 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     if plan.remesh:
         mesh = _loaded(_remeshed(surface, decoded.resolution, plan))
         if plan.chunk_bake:
-            surface.forget()  # its tree is as large as what decimation needs
+            surface.release_bvh()  # its tree is as large as what decimation needs
         _simplify(mesh, plan.decimation_target)
     else:
         mesh = _cleaned(_loaded((vertices, faces)), plan.decimation_target)
