@@ -93,13 +93,11 @@ def image_to_mesh(
     return mesh, seconds
 
 
-def mesh_to_glb(mesh: Any, target: int, texture: int) -> tuple[Any, bytes, dict[str, float]]:
-    """Run upstream's to_glb and export with the arguments of its example; returns seconds too."""
+def bake_with_upstream(mesh: Any, target: int, texture: int) -> Any:
+    """Return what upstream's to_glb makes of `mesh` with the arguments of its example."""
     import o_voxel
 
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    made = o_voxel.postprocess.to_glb(
+    return o_voxel.postprocess.to_glb(
         vertices=mesh.vertices,
         faces=mesh.faces,
         attr_volume=mesh.attrs.float(),
@@ -113,6 +111,13 @@ def mesh_to_glb(mesh: Any, target: int, texture: int) -> tuple[Any, bytes, dict[
         remesh_band=1,
         remesh_project=0,
     )
+
+
+def mesh_to_glb(mesh: Any, target: int, texture: int) -> tuple[Any, bytes, dict[str, float]]:
+    """Run upstream's to_glb and export; returns what it made, the file and the seconds of both."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    made = bake_with_upstream(mesh, target, texture)
     torch.cuda.synchronize()
     baked = time.perf_counter()
     data = made.export(file_type="glb", extension_webp=True)

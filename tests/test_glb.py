@@ -91,6 +91,63 @@ def test_opaque_material_drops_alpha_and_blend_keeps_it() -> None:
     assert blend.base_color.mode == "RGBA"
 
 
+def test_blended_faces_are_a_primitive_of_their_own(khronos: Validate) -> None:
+    rgba = RNG.integers(0, 255, (64, 64, 4), np.uint8)
+    apart = np.arange(1280) % 5 == 0
+    asset = ball(base_color=rgba, alpha_mode="BLEND", translucent=apart)
+    data = encode_glb(asset, "png", {}).data
+    khronos(data)
+    document, _ = parts(data)
+    modes = [material.get("alphaMode", "OPAQUE") for material in document["materials"]]
+    assert modes == ["OPAQUE", "BLEND"]
+    counts = [
+        document["accessors"][primitive["indices"]]["count"] // 3
+        for primitive in document["meshes"][0]["primitives"]
+    ]
+    assert counts == [1024, 256]
+    report = require_glb(data)
+    assert (report.vertices, report.faces) == (642, 1280)  # vertices are shared
+    content = read_glb(data)
+    wanted = np.concatenate([asset.faces[~apart], asset.faces[apart]])
+    assert np.array_equal(content.faces, wanted)
+    assert content.base_color is not None
+    assert content.base_color.mode == "RGBA"
+    loaded = trimesh.load(io.BytesIO(data), file_type="glb")
+    assert sorted(len(part.faces) for part in loaded.geometry.values()) == [256, 1024]
+
+
+def test_a_primitive_without_faces_is_not_written(khronos: Validate) -> None:
+    rgba = RNG.integers(0, 255, (64, 64, 4), np.uint8)
+    for value, mode in ((True, "BLEND"), (False, "OPAQUE")):
+        asset = ball(base_color=rgba, alpha_mode="BLEND", translucent=np.full(1280, value))
+        data = encode_glb(asset, "png", {}).data
+        khronos(data)
+        document, _ = parts(data)
+        assert [m.get("alphaMode", "OPAQUE") for m in document["materials"]] == [mode]
+        content = read_glb(data)
+        assert content.base_color is not None
+        assert content.base_color.mode == ("RGBA" if value else "RGB")  # opaque: no alpha
+
+
+def test_a_masked_material_says_where_it_is_cut(khronos: Validate) -> None:
+    rgba = RNG.integers(0, 255, (64, 64, 4), np.uint8)
+    data = encode_glb(ball(base_color=rgba, alpha_mode="MASK", alpha_cutoff=0.25), "png", {}).data
+    khronos(data)
+    (material,) = parts(data)[0]["materials"]
+    assert (material["alphaMode"], material["alphaCutoff"]) == ("MASK", 0.25)
+
+
+def test_vertex_colours_keep_alpha_where_it_counts(khronos: Validate) -> None:
+    colors = RNG.integers(0, 255, (642, 4), np.uint8)
+    plain: dict[str, Any] = {"uvs": None, "base_color": None, "metallic_roughness": None}
+    for mode, kept in (("BLEND", colors[:, 3] / 255), ("OPAQUE", np.ones(642))):
+        data = encode_glb(ball(vertex_colors=colors, alpha_mode=mode, **plain), "png", {}).data
+        khronos(data)
+        content = read_glb(data)
+        assert content.colors is not None
+        assert np.allclose(content.colors[:, 3], kept, atol=1e-6)
+
+
 def test_an_encoder_that_fails_gives_way_to_png(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow's WebP was seen to raise "encoding error 6"; a texture over its 16383 px does too."""
     wide = np.zeros((4, 16_400, 3), np.uint8)

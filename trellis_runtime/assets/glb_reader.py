@@ -34,7 +34,10 @@ class GlbReport:
 
 @dataclass(slots=True)
 class GlbContent:
-    """The parts of a GLB that its preview needs: one primitive and its decoded textures."""
+    """The parts of a GLB that its preview needs: its triangles and its decoded textures.
+
+    Primitives that share their vertices are one here: an opaque and a blended one, say.
+    """
 
     positions: NDArray[np.float32]
     faces: NDArray[np.int64]
@@ -96,19 +99,25 @@ class _Reader:
             self._check_accessor(i)
         with ThreadPoolExecutor(_DECODERS) as pool:  # decoding releases the GIL
             report.images += pool.map(self._image_facts, range(len(self._list("images"))))
+        counted: set[int] = set()
         for primitive in self._primitives():
             positions, indices = self._geometry(primitive)
-            report.vertices += len(positions)
+            at = self._object(primitive.get("attributes"), "attributes")["POSITION"]
+            report.vertices += 0 if at in counted else len(positions)  # primitives may share them
+            counted.add(at)
             report.faces += len(indices) // 3
         if report.faces == 0:
             raise _Bad("there is no triangle")
 
     def content(self) -> GlbContent:
-        primitive = next(iter(self._primitives()), None)
-        if primitive is None:
+        primitives = self._primitives()
+        if not primitives:
             raise _Bad("there is no primitive")
-        positions, indices = self._geometry(primitive)
+        primitive = primitives[0]
         attributes = self._object(primitive.get("attributes"), "attributes")
+        together = [self._geometry(p) for p in primitives if p.get("attributes") == attributes]
+        positions = together[0][0]
+        indices = np.concatenate([faces.astype(np.int64) for _, faces in together])
 
         def optional(name: str) -> NDArray[np.float32] | None:
             return self._floats(attributes[name]) if name in attributes else None
@@ -119,7 +128,7 @@ class _Reader:
             pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
         return GlbContent(
             positions=positions,
-            faces=indices.astype(np.int64).reshape(-1, 3),
+            faces=indices.reshape(-1, 3),
             normals=optional("NORMAL"),
             uvs=optional("TEXCOORD_0"),
             colors=optional("COLOR_0"),

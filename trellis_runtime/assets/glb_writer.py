@@ -45,19 +45,35 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
     if asset.uvs is not None:
         attributes["TEXCOORD_0"] = builder.accessor(asset.uvs, "VEC2", _ARRAY_BUFFER)
     if asset.vertex_colors is not None:
-        linear = _linear_u16(asset.vertex_colors)
+        linear = _linear_u16(asset.vertex_colors, alpha=asset.alpha_mode != "OPAQUE")
         attributes["COLOR_0"] = builder.accessor(linear, "VEC4", _ARRAY_BUFFER, normalized=True)
-    indices = builder.accessor(_narrow(asset.faces).reshape(-1), "SCALAR", _ELEMENT_BUFFER)
-    material, used_format = _material(asset, texture_format, builder)
+    groups = _groups(asset)
+    primitives = [
+        {
+            "attributes": attributes,
+            "indices": builder.accessor(_narrow(faces).reshape(-1), "SCALAR", _ELEMENT_BUFFER),
+            "material": material,
+        }
+        for material, (_, faces) in enumerate(groups)
+    ]
+    pbr, used_format = _pbr(asset, texture_format, builder)
     document = builder.document | {
         "asset": {"version": "2.0", "generator": "trellis-runtime", "extras": extras},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "asset"}],
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
-        "materials": [material],
+        "meshes": [{"primitives": primitives}],
+        "materials": [_material(asset, mode, pbr) for mode, _ in groups],
     }
     return EncodedGlb(_pack(document, builder.blob), used_format)
+
+
+def _groups(asset: Asset) -> list[tuple[str, NDArray[np.uint32]]]:
+    """Return alpha mode and faces of each primitive; an opaque one comes first, none is empty."""
+    if asset.alpha_mode != "BLEND" or asset.translucent is None:
+        return [(asset.alpha_mode, asset.faces)]
+    parts = [("OPAQUE", asset.faces[~asset.translucent]), ("BLEND", asset.faces[asset.translucent])]
+    return [(mode, faces) for mode, faces in parts if len(faces)]
 
 
 class _Builder:
@@ -129,14 +145,15 @@ class _Builder:
             self._extra["extensionsRequired"] = ["EXT_texture_webp"]
 
 
-def _material(
+def _pbr(
     asset: Asset, texture_format: TextureFormat, builder: _Builder
 ) -> tuple[dict[str, Any], str]:
+    """Return `pbrMetallicRoughness`, and the format of the base colour."""
     pbr: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
     used = "none"
     if asset.base_color is not None:
         base = asset.base_color
-        if asset.alpha_mode == "OPAQUE":
+        if all(mode == "OPAQUE" for mode, _ in _groups(asset)):
             base = base[..., :3]  # viewers may show what lies under a forgotten alpha channel
         jobs = [(base, texture_format, False)]
         pbr = {"baseColorTexture": {"index": 0}}
@@ -149,12 +166,19 @@ def _material(
             images = list(pool.map(lambda job: _encode_image(*job), jobs))
         used = images[0][1]
         builder.textures(images)
-    material: dict[str, Any] = {"pbrMetallicRoughness": pbr, "name": "material"}
-    if asset.alpha_mode != "OPAQUE":
-        material["alphaMode"] = asset.alpha_mode
+    return pbr, used
+
+
+def _material(asset: Asset, mode: str, pbr: dict[str, Any]) -> dict[str, Any]:
+    name = "material" if mode == asset.alpha_mode else "opaque"
+    material: dict[str, Any] = {"pbrMetallicRoughness": pbr, "name": name}
+    if mode != "OPAQUE":
+        material["alphaMode"] = mode
+    if mode == "MASK":
+        material["alphaCutoff"] = asset.alpha_cutoff
     if asset.double_sided:
         material["doubleSided"] = True
-    return material, used
+    return material
 
 
 def _encode_image(
@@ -183,12 +207,17 @@ def _encode_image(
     return buffer.getvalue(), form
 
 
-def _linear_u16(colors: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Return sRGB bytes as linear 16-bit RGBA: COLOR_0 is linear, and 8 bits would band."""
+def _linear_u16(colors: NDArray[np.uint8], *, alpha: bool) -> NDArray[np.uint16]:
+    """Return sRGB bytes as linear 16-bit RGBA: COLOR_0 is linear, and 8 bits would band.
+
+    Alpha is linear already; it is kept where there is one and `alpha` says so.
+    """
     srgb = colors[:, :3].astype(np.float64) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     out = np.full((len(colors), 4), 65535, np.uint16)
     out[:, :3] = (linear * 65535).round()
+    if alpha and colors.shape[1] == 4:
+        out[:, 3] = colors[:, 3].astype(np.uint16) * 257
     return out
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from trellis_runtime.contract.quality import QualityReport, RejectedSeed
 from trellis_runtime.contract.wire import WireModel
 
 
@@ -96,6 +97,12 @@ class GenerationResult(WireModel):
     degradation: Degradation
     mesh: MeshReport
     texture: TextureReport
+    quality: QualityReport | None = Field(
+        None, description="Measured against what was decoded; null where the engine does not."
+    )
+    rejected_seeds: list[RejectedSeed] = Field(
+        [], description="Seeds tried before this one, and the checks that their assets failed."
+    )
     timings: dict[str, float]
     vram: Vram | None
     init: dict[str, float]

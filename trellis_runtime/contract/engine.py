@@ -47,6 +47,10 @@ class Asset:
     base_color (S, S, 3) or (S, S, 4) uint8 sRGB, or None
     metallic_roughness (S, S, 3) uint8 linear: G roughness, B metallic, or None
     vertex_colors (V, 3) or (V, 4) uint8 sRGB, where there is no texture
+    alpha_mode glTF's: OPAQUE (alpha is not written), MASK (seen where alpha is at least
+               `alpha_cutoff`) or BLEND
+    translucent (F,) bool: with BLEND, the faces to be blended; the others are written as an opaque
+               primitive of their own, which renderers need not sort. None: all are blended
     """
 
     vertices: NDArray[np.float32]
@@ -57,6 +61,8 @@ class Asset:
     metallic_roughness: NDArray[np.uint8] | None = None
     vertex_colors: NDArray[np.uint8] | None = None
     alpha_mode: str = "OPAQUE"
+    alpha_cutoff: float = 0.5
+    translucent: NDArray[np.bool_] | None = None
     double_sided: bool = False
     effective: dict[str, int] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""

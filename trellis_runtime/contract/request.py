@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from trellis_runtime.contract.quality import QualityCheck
 from trellis_runtime.contract.wire import WireModel
 from trellis_runtime.errors import InvalidInput
 
@@ -135,6 +136,17 @@ class GenerationRequest(WireModel):
     texture_size: TextureSize = Field(2048, description="Pixels a side of each texture.")
     remesh: bool = Field(True, description="Rebuild the surface before decimation.")
     remesh_band: int = Field(1, ge=1, le=4, description="Width of the remeshing band, in cells.")
+    alpha_mode: Literal["auto", "opaque", "mask", "blend"] = Field(
+        "auto",
+        description="How transparency is drawn. auto: opaque, cut out or blended, by the share of "
+        "the texture that is translucent.",
+    )
+    strict: Annotated[tuple[QualityCheck, ...], Field(strict=False)] = Field(
+        (), description="Quality checks whose warnings become an error (MeshRejected)."
+    )
+    retry_seeds: int = Field(
+        0, ge=0, le=3, description="How many more seeds to try where a strict check fails."
+    )
     background: Literal["auto", "keep"] = Field(
         "auto", description="auto: removed unless the picture has alpha; keep: all is object."
     )

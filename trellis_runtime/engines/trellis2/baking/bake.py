@@ -74,7 +74,7 @@ def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     if plan.remesh:
         mesh = _loaded(_remeshed(surface, decoded.resolution, plan))
         if plan.chunk_bake:
-            surface.forget()  # its tree is as large as what decimation needs
+            surface.release_bvh()  # its tree is as large as what decimation needs
         _simplify(mesh, plan.decimation_target)
     else:
         mesh = _cleaned(_loaded((vertices, faces)), plan.decimation_target)
@@ -206,14 +206,12 @@ def _with_textures(mesh: Any, sampler: Sampler, plan: Plan, scope: JobScope) -> 
     texels = torch.zeros((*covered.shape, 6), dtype=torch.uint8, device=covered.device)
     texels[covered] = _as_bytes(values)
     pixels = fill_gutters(texels, covered).cpu().numpy()
-    uvs = layout.uvs.cpu().numpy()
-    uvs[:, 1] = 1 - uvs[:, 1]
     packed = np.stack([np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]], axis=-1)
     return Asset(
         vertices=_to_gltf_axes(charts.vertices),
         faces=charts.faces.cpu().numpy().astype(np.uint32),
         normals=_unit(_to_gltf_axes(normals)),
-        uvs=uvs,
+        uvs=layout.uvs.cpu().numpy(),  # the first row of texels is at v = 0, as glTF has it
         base_color=np.ascontiguousarray(pixels[..., :3]),
         metallic_roughness=packed,
         double_sided=not plan.remesh,
@@ -248,7 +246,7 @@ def _rasterize(vertices: Tensor, faces: Tensor, uvs: Tensor, size: int) -> tuple
 
 
 def _as_bytes(values: Tensor) -> Tensor:
-    return (values * 255).clamp(0, 255).to(torch.uint8)
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _to_gltf_axes(vectors: Tensor) -> NDArray[np.float32]:

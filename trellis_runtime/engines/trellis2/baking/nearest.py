@@ -51,6 +51,23 @@ def _closest_point(
         weights[i] = warp.vec3(found.u, found.v, 1.0 - found.u - found.v)
 
 
+@warp.kernel(enable_backward=False)
+def _project(
+    mesh: warp.uint64,
+    points: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
+    near: warp.float32,
+    far: warp.float32,
+    projected: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
+) -> None:
+    i = warp.tid()
+    projected[i] = points[i]
+    found = warp.mesh_query_point_no_sign(mesh, points[i], near)
+    if not found.result:
+        found = warp.mesh_query_point_no_sign(mesh, points[i], far)
+    if found.result:
+        projected[i] = warp.mesh_eval_position(mesh, found.face, found.u, found.v)
+
+
 class Surface:
     """Triangles that can be asked for their nearest point, as CuMesh's `cuBVH` can.
 
@@ -61,11 +78,11 @@ class Surface:
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         warp.init()  # does its work once
         self.vertices, self.faces = vertices.contiguous(), faces.contiguous()
-        self._tree: warp.Mesh | None = None
+        self._bvh: warp.Mesh | None = None
 
-    def forget(self) -> None:
-        """Give the tree's memory back; the next question builds it again, in no time on a GPU."""
-        self._tree = None
+    def release_bvh(self) -> None:
+        """Give the tree's memory back; the next question builds it again."""
+        self._bvh = None
 
     def unsigned_distance(self, points: Tensor) -> tuple[Tensor]:
         """Return distances (N,) of points (N, 3), in a tuple as `cuBVH` has it.
@@ -86,34 +103,48 @@ class Surface:
         self._launch(_closest_point, points, outputs)
         return faces, weights
 
+    def project(self, points: Tensor, near: float) -> Tensor:
+        """Return the nearest points (N, 3) of the surface to points (N, 3).
+
+        `near`: how far most of them are away at most; those farther are asked again, unbounded.
+        """
+        points = points.to(float32).contiguous()
+        projected = empty((len(points), 3), device=points.device)
+        given = [self._built().id, warp.from_torch(points, dtype=warp.vec3), near, _FAR]
+        output = warp.from_torch(projected, dtype=warp.vec3)
+        launch(_project, len(points), [*given, output], points)
+        return projected
+
     def _built(self) -> warp.Mesh:
         """Return the tree; called in torch's order.
 
         Raises `OutOfVram` where it does not fit: Warp says on stderr that an allocation failed,
         goes on, and leaves the device with an illegal memory access.
         """
-        if self._tree is None:
+        if self._bvh is None:
             if self.vertices.is_cuda:
                 require_free("the surface's tree", len(self.faces) * _BUILD_BYTES_PER_FACE)
-            self._tree = warp.Mesh(
+            self._bvh = warp.Mesh(
                 points=warp.from_torch(self.vertices, dtype=warp.vec3),
                 indices=warp.from_torch(self.faces.reshape(-1), dtype=warp.int32),
                 bvh_constructor="lbvh" if self.vertices.is_cuda else "sah",
             )
-        return self._tree
+        return self._bvh
 
     def _launch(self, kernel: Any, points: Tensor, outputs: list[Any]) -> None:
-        with _on_torch_stream(points):
-            warp.launch(
-                kernel,
-                dim=len(points),
-                inputs=[self._built().id, warp.from_torch(points, dtype=warp.vec3), _FAR],
-                outputs=outputs,
-                device=warp.device_from_torch(points.device),
-            )
+        given = [self._built().id, warp.from_torch(points, dtype=warp.vec3), _FAR]
+        launch(kernel, len(points), [*given, *outputs], points)
 
 
-def _on_torch_stream(tensor: Tensor) -> warp.ScopedStream:
-    """Run Warp's work in torch's order; on a CPU there is nothing to order."""
-    stream = warp.stream_from_torch(tensor.device) if tensor.is_cuda else None
-    return warp.ScopedStream(stream)
+def launch(kernel: Any, threads: int, arguments: list[Any], on: Tensor) -> None:
+    """Run a Warp kernel on the device of the tensor `on`, in torch's order.
+
+    The caller has called `warp.init`, without which no array can be handed over.
+    """
+    if threads == 0:
+        return
+    # On a CPU there is nothing to order.
+    stream = warp.stream_from_torch(on.device) if on.is_cuda else None
+    with warp.ScopedStream(stream):
+        device = warp.device_from_torch(on.device)
+        warp.launch(kernel, dim=threads, inputs=arguments, device=device)
