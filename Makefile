@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check format bench bench-gpu soak fuzz docs image clean
+.PHONY: help run serve test mutants check format bench bench-gpu soak fuzz docs image clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ serve: $(VENV)/serve ## the local page, at http://127.0.0.1:8000
 
 test: $(VENV)/dev ## run the tests
 	$(PY) -m pytest $(ARGS)
+
+mutants: $(VENV)/dev ## break one rule at a time; the tests that guard it must fail (WORD= picks rows)
+	$(PY) -m tests.mutants.run $(WORD) $(ARGS)
 
 check: $(VENV)/dev ## ruff, mypy, import-linter
 	$(PY) -m ruff format --check .

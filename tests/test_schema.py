@@ -120,6 +120,9 @@ def test_a_refusal_shows_neither_image_nor_query() -> None:
         {"image_url": f"ftp://a.b/?token={secret}"},
         {"image": 5, "image_url": f"https://a.b/?{secret}", "seed": -1},
         {"image": "x", "output": {"upload_url": f"nope?{secret}"}},
+        {"image": [secret]},
+        {"image_url": [f"https://a.b/?{secret}"]},
+        {"image": "x", "output": {"upload_url": [secret]}},
     ):
         with pytest.raises(InvalidInput) as caught:
             parse_request(payload)

@@ -80,6 +80,11 @@ class JobLimits(_Slice):
     def min_free_disk_bytes(self) -> int:
         return int(self.min_free_disk_gb * GIB)
 
+    @property
+    def room(self) -> int:
+        """Jobs that may be in hand: running and waiting."""
+        return self.max_concurrent + self.max_queued
+
 
 class Delivery(_Slice):
     """Where results go when the bucket is not asked for."""
