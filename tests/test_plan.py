@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from trellis_runtime.contract.ladder import (
     RUNGS,
-    TEXTURE_LEVELS,
     LadderState,
     Plan,
     ladder,
     restart_stage,
 )
+from trellis_runtime.contract.levels import LOWEST_LEVEL, TEXTURE_LEVELS
 from trellis_runtime.contract.request import (
     GenerationRequest,
     Resolution,
@@ -35,7 +35,7 @@ BIGGEST = Plan.as_asked(parse_request({"image": "x", "preset": "game_asset"}), 0
 
 
 def test_there_are_thirteen_rungs_and_lossless_ones_come_first() -> None:
-    assert [rung.level for rung in RUNGS] == list(range(13))
+    assert [rung.level for rung in RUNGS] == list(range(LOWEST_LEVEL + 1))
     kinds = [rung.lossless for rung in RUNGS]
     assert kinds == sorted(kinds, reverse=True)
     assert len({rung.name for rung in RUNGS}) == 13

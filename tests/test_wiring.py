@@ -85,7 +85,7 @@ class ShortGeneration:
 
     def asset(self) -> Asset:
         asset = self._inner.asset()
-        return replace(asset, effective=asset.effective | self._engine.effective)
+        return replace(asset, effective={**asset.effective, **self._engine.effective})
 
     def close(self) -> None:
         self._engine.happened.append("close")

@@ -86,7 +86,7 @@ class JobLimits(_Slice):
         return self.max_concurrent + self.max_queued
 
 
-class Delivery(_Slice):
+class DeliverySettings(_Slice):
     """Where results go when the bucket is not asked for."""
 
     output_dir: Path = Field(
@@ -232,7 +232,7 @@ class Settings(_Slice):
     image: ImageLimits = ImageLimits()
     fetch: FetchLimits = FetchLimits()
     jobs: JobLimits = JobLimits()
-    delivery: Delivery = Delivery()
+    delivery: DeliverySettings = DeliverySettings()
     bucket: Bucket = Bucket()
     start: Start = Start()
     trellis2: Trellis2 = Trellis2()

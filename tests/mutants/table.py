@@ -77,14 +77,14 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "the degradation that is answered is the one that happened",
         _PIPELINE,
-        "effective = descent.plan.quality() | made.asset.effective",
-        "effective = descent.requested.quality() | made.asset.effective",
+        "effective = {**descent.plan.quality(), **made.asset.effective}",
+        "effective = {**descent.requested.quality(), **made.asset.effective}",
         ("tests/test_wiring.py::test_what_was_given_is_told",),
     ),
     Mutant(
         "a value that the engine itself lowered is told",
         _PIPELINE,
-        "effective = descent.plan.quality() | made.asset.effective",
+        "effective = {**descent.plan.quality(), **made.asset.effective}",
         "effective = descent.plan.quality()",
         ("tests/test_wiring.py::test_what_was_given_is_told",),
     ),

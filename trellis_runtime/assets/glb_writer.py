@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trellis_runtime.assets.color import srgb_to_linear
 from trellis_runtime.assets.glb_format import BIN_CHUNK, JSON_CHUNK, MAGIC
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
@@ -185,8 +186,7 @@ def _encode_image(
 
 def _linear_u16(colors: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """Return sRGB bytes as linear 16-bit RGBA: COLOR_0 is linear, and 8 bits would band."""
-    srgb = colors[:, :3].astype(np.float64) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = srgb_to_linear(colors[:, :3].astype(np.float64) / 255)
     out = np.full((len(colors), 4), 65535, np.uint16)
     out[:, :3] = (linear * 65535).round()
     return out
@@ -211,6 +211,3 @@ def _pack(document: dict[str, Any], blob: bytearray) -> bytes:
             blob,
         ]
     )
-
-
-# --- reading ----------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class Worker:
         """Run one generation on its thread, and tell the log how it ended."""
         started = time.perf_counter()
         self._ensure_loaded()
-        delivery = Delivery(self.settings, scope.job_id or "local", job.get("s3Config"))
+        delivery = Delivery.of_job(self.settings, scope.job_id or "local", job.get("s3Config"))
         pipeline = Pipeline(
             self.engine, self.settings.image, self.settings.fetch, self.startup_seconds
         )

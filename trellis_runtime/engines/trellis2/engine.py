@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -304,8 +304,8 @@ class Trellis2Generation:
             vram.reclaim()
         decoded = require_product(self._products.decoded)
         asset = bake(decoded, plan, scope)
-        asset.effective["resolution"] = decoded.resolution
-        self._products.asset = asset
+        lowered = {"resolution": decoded.resolution}
+        self._products.asset = replace(asset, effective={**asset.effective, **lowered})
 
     def _condition_at(self, size: int) -> dict[str, torch.Tensor]:
         features = require_product(self._products.features)[size].cuda()
