@@ -57,7 +57,7 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/base ## rewrite the files in docs/ that are made from code
+docs: $(VENV)/serve ## rewrite the files in docs/ that are made from code
 	$(PY) builder/write_docs.py
 
 bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE="speed memory")
@@ -73,7 +73,7 @@ fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
 image: ## build the container image with and without weights (needs Docker)
-	docker buildx bake $(ARGS)
+	VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' trellis_runtime/__init__.py) docker buildx bake $(ARGS)
 
 clean: ## remove what the other verbs made
 	rm -rf $(VENV) output tests/js/node_modules web/node_modules $(VENDOR)

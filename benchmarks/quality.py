@@ -90,7 +90,7 @@ def voxel_sampler(decoded: Decoded) -> Sampler:
 
 def _coverage(uvs: Tensor, faces: Tensor, size: int = 4096) -> tuple[float, float]:
     hits = torch.zeros(size * size, dtype=torch.int32, device=uvs.device)
-    for part in faces.split(131_072):
+    for part in torch.split(faces, 131_072):
         _, x, y = covered_texels(uvs[part] * size)
         at = y.clamp(max=size - 1) * size + x.clamp(max=size - 1)
         hits.index_add_(0, at, torch.ones_like(at, dtype=torch.int32))

@@ -62,6 +62,10 @@ class JobScope:
     deadline: Deadline = field(default_factory=Deadline)
     progress: Progress | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of named parts of stages; on a GPU they need `settle` to be more than launches."""
+    settle: Callable[[], None] | None = None
+    """Waits for the device before a part's clock is read; a benchmark's, unset in a worker."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _stage: Stage | None = None
     _done: set[Stage] = field(default_factory=set)
@@ -73,6 +77,11 @@ class JobScope:
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
+
+    @property
+    def current(self) -> Stage | None:
+        """The stage that runs now, or ran last."""
+        return self._stage
 
     def check(self) -> None:
         """Raise if the job has been stopped or its time is over."""
@@ -98,6 +107,21 @@ class JobScope:
                 "stage_finished", job_id=self.job_id, stage=stage, seconds=round(seconds, 4)
             )
         self._done.add(stage)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a part of the current stage into `parts` (repeats add up)."""
+        started = self._settled_clock()
+        try:
+            yield
+        finally:
+            seconds = self._settled_clock() - started
+            self.parts[name] = self.parts.get(name, 0.0) + seconds
+
+    def _settled_clock(self) -> float:
+        if self.settle is not None:
+            self.settle()
+        return time.perf_counter()
 
     def step(self, done: int, total: int) -> None:
         """Report step `done` of `total` inside the current stage, and check."""
