@@ -45,12 +45,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /app
-COPY requirements.lock builder/requirements-gpu.txt builder/
+COPY pyproject.toml requirements.lock builder/requirements-gpu.txt builder/image_requirements.py builder/
+# What the package itself needs, by pyproject.toml, at the lock's versions.
 RUN pip install --no-cache-dir -r builder/requirements-gpu.txt \
-    && grep -vE '^(torch|safetensors|mapbox-earcut|warp-lang|xatlas)==' builder/requirements.lock > /tmp/lock.txt \
-    && pip install --no-cache-dir -c /tmp/lock.txt \
-      boto3 embreex fast-simplification opencv-python-headless pillow pillow-heif pydantic \
-      requests rich runpod scipy structlog threadpoolctl urllib3
+    && python builder/image_requirements.py builder /tmp \
+    && pip install --no-cache-dir -c /tmp/constraints.txt -r /tmp/requirements.txt
 COPY --from=extensions /wheels /wheels
 RUN pip install --no-cache-dir --no-deps /wheels/*.whl \
     && mv /wheels/trellis2 "$(python -c 'import site; print(site.getsitepackages()[0])')" \

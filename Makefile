@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check format bench bench-gpu soak fuzz docs image clean
+.PHONY: help run serve test mutants check format bench bench-gpu soak fuzz docs image clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ serve: $(VENV)/serve ## the local page, at http://127.0.0.1:8000
 test: $(VENV)/dev ## run the tests
 	$(PY) -m pytest $(ARGS)
 
+mutants: $(VENV)/dev ## break one rule at a time; the tests that guard it must fail (WORD= picks rows)
+	$(PY) -m tests.mutants.run $(WORD) $(ARGS)
+
 check: $(VENV)/dev ## ruff, mypy, import-linter
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -54,7 +57,7 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/base ## rewrite the files in docs/ that are made from code
+docs: $(VENV)/serve ## rewrite the files in docs/ that are made from code
 	$(PY) builder/write_docs.py
 
 bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE="speed memory")
@@ -70,7 +73,7 @@ fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
 image: ## build the container image with and without weights (needs Docker)
-	docker buildx bake $(ARGS)
+	VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' trellis_runtime/__init__.py) docker buildx bake $(ARGS)
 
 clean: ## remove what the other verbs made
 	rm -rf $(VENV) output tests/js/node_modules web/node_modules $(VENDOR)

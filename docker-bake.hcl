@@ -1,6 +1,6 @@
 # docker buildx bake [full|slim]; HF_TOKEN in the environment is passed as a build secret.
 variable "REGISTRY" { default = "trellis-runtime" }
-variable "VERSION" { default = "0.1.0" }
+variable "VERSION" { default = "dev" }  # `make image` gives trellis_runtime.__version__
 variable "FETCH_OPTIONS" { default = "" }
 variable "TORCH_CUDA_ARCH_LIST" { default = "8.0;8.6;8.9;9.0;10.0;12.0" }
 

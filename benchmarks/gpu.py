@@ -13,9 +13,11 @@ import argparse
 import faulthandler
 import json
 from pathlib import Path
+from typing import get_args
 
 from benchmarks import memory, speed, steady
 from benchmarks.common import Bench
+from trellis_runtime.contract.request import Resolution
 
 SUITES = ("speed", "memory", "lossless", "repeat")
 
@@ -30,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--models", type=Path, required=True, help="a synthetic checkpoint")
     parser.add_argument("--out", type=Path, default=Path("output/bench-gpu"))
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[512, 1024, 1536])
+    parser.add_argument("--resolutions", type=int, nargs="+", default=list(get_args(Resolution)))
     parser.add_argument("--lossless-at", type=int, default=1024, metavar="RESOLUTION")
     parser.add_argument("--repeat-at", type=int, default=512, metavar="RESOLUTION")
     parser.add_argument(

@@ -83,7 +83,7 @@ def _ours(
         answer = asyncio.run(bench.worker.handle(job))
         seconds = time.perf_counter() - started
     degradation = answer.get("degradation", {})
-    attempts = degradation.get("attempts") or answer.get("details", {}).get("attempts", [])
+    attempts = failed_attempts(answer)
     vram = answer.get("vram") or {}
     used_before = base[1] - base[0]
     yield {
@@ -103,6 +103,13 @@ def _ours(
     }
 
 
+def failed_attempts(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages that ran out of memory, of a job that succeeded or of one that failed."""
+    told = answer if "error" in answer else answer["degradation"]
+    attempts: list[dict[str, Any]] = told.get("attempts", [])
+    return attempts
+
+
 @contextmanager
 def _growing(stage: str | None) -> Iterator[None]:
     """Let the ballast take nearly all that is left when `stage` first tells of a step."""
@@ -112,9 +119,9 @@ def _growing(stage: str | None) -> Iterator[None]:
     held: list[torch.Tensor] = []
     step = JobScope.step
 
-    def squeeze(scope: JobScope, *args: Any) -> None:
-        step(scope, *args)
-        if scope._stage == stage and not held:
+    def squeeze(self: JobScope, done: int, total: int) -> None:
+        step(self, done, total)
+        if self.current == stage and not held:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info()

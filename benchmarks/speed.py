@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,7 @@ from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
-from trellis_runtime.engines.trellis2.baking import bake as baking
-from trellis_runtime.engines.trellis2.baking import unwrap as unwrapping
+from trellis_runtime.engines.trellis2.baking.bake import bake
 from trellis_runtime.engines.trellis2.engine import sampler_parameters
 from trellis_runtime.engines.trellis2.models.flow import FastFlow
 from trellis_runtime.worker.pipeline import export
@@ -27,32 +25,6 @@ from trellis_runtime.worker.pipeline import export
 # for each token of its own sequence and of the picture's (FlashAttention paper's count).
 _BLOCKS, _CHANNELS, _CONTEXT = 30, 1536, 1024
 _WEIGHTS_PER_BLOCK = 39.3e6
-_PARTS: tuple[tuple[Any, dict[str, str]], ...] = (
-    (
-        baking,
-        {
-            "cut": "cut",
-            "unwrap": "unwrap",
-            "_remeshed": "remesh",
-            "_simplify": "simplify",
-            "_rasterize": "rasterize",
-            "fill_gutters": "gutters",
-            "_to_gltf_axes": "axes",
-            "_unit": "unit",
-        },
-    ),
-    (baking.Sampler, {"__call__": "sample", "__init__": "sampler"}),
-    (baking.Surface, {"_built": "tree"}),
-    (
-        unwrapping,
-        {
-            "pack": "of unwrap: pack",
-            "_redo": "xatlas",
-            "cut_by_direction": "split",
-            "covers_twice": "check",
-        },
-    ),
-)
 
 
 def ceilings() -> dict[str, float]:
@@ -105,7 +77,7 @@ def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, An
     pipeline, residency, _ = bench.engine.parts()
     for resolution in resolutions:
         _, generation = run_stages(bench, resolution)
-        for name, sample in _samplings(generation, pipeline.trellis, resolution):
+        for name, sample in _samplings(generation, pipeline, resolution):
             residency.place(name)
             case = f"{resolution} whole sampling, {name}"
             yield _compared_samplings(case, sample, pipeline.modules[name], pipeline.flows[name])
@@ -113,17 +85,19 @@ def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, An
 
 
 def _samplings(
-    generation: Any, inner: Any, resolution: int
+    generation: Any, pipeline: Any, resolution: int
 ) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """Yield a flow model's name and its sampling, which takes the model."""
-    samplers, made = plan_for(resolution).samplers, generation._made
+    inner = pipeline.trellis
+    samplers, made = plan_for(resolution).samplers, generation.products
     size = min(resolution, 1024)
-    cond = generation._condition_at(size)
+    features = made.features[size].cuda()
+    cond = {"cond": features, "neg_cond": torch.zeros_like(features)}
     if resolution == 512:
         parameters, coords = sampler_parameters(samplers.shape), made.structure.cuda()
         name = "shape_slat_flow_model_512"
         yield name, lambda model: inner.sample_shape_slat(cond, model, coords, parameters)
-    shape = generation._sparse(made.shape)
+    shape = pipeline.sparse_tensor(made.shape.feats.cuda(), made.shape.coords.cuda())
     parameters = sampler_parameters(samplers.texture)
     name = f"tex_slat_flow_model_{size}"
     yield name, lambda model: inner.sample_tex_slat(cond, model, shape, parameters)
@@ -165,7 +139,7 @@ def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[d
     keep[resolution] = mesh
     for _ in range(2 if bench.warm else 1):
         ours, generation = run_stages(bench, resolution)
-    decoded = generation._made.decoded  # the benchmark reads what the next stage would
+    decoded = generation.products.decoded  # the benchmark reads what the next stage would
     counts = (
         f"faces {len(mesh.faces)} and {len(decoded.faces)}, "
         f"voxels {len(mesh.coords)} and {len(decoded.coords)}"
@@ -219,17 +193,14 @@ def glb_rows(mesh: Any, resolution: int, target: int, texture: int) -> Iterator[
 
 def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict[str, float]]:
     """Bake and export as the worker does; returns seconds, and those of the bake's parts."""
-    scope = JobScope("bench")
-    with ExitStack() as stack:
-        parts = [stack.enter_context(stage_seconds(owner, names)) for owner, names in _PARTS]
-        stack.enter_context(scope.stage(Stage.BAKE))
-        stack.enter_context(torch.no_grad())
-        asset = baking.bake(decoded, plan, scope)
+    scope = JobScope("bench", settle=torch.cuda.synchronize)
+    with scope.stage(Stage.BAKE), torch.no_grad():
+        asset = bake(decoded, plan, scope)
         torch.cuda.synchronize()
     with scope.stage(Stage.EXPORT):
-        encoded, _ = export(asset, "webp", {})
-    inner = {name: round(seconds, 2) for part in parts for name, seconds in part.items()}
-    return asset, encoded.data, dict(scope.timings), inner
+        exported = export(asset, "webp", {})
+    inner = {name: round(seconds, 2) for name, seconds in scope.parts.items()}
+    return asset, exported.glb.data, dict(scope.timings), inner
 
 
 def _row(case: str, upstream_s: float | None, ours_s: float, difference: str) -> dict[str, Any]:
@@ -259,7 +230,7 @@ def _seconds(call: Any, runs: int = 5) -> float:
     """Return the median of `runs`, after two to warm up, by the device's own clock."""
     measured = []
     for number in range(runs + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (_event() for _ in range(2))
         start.record()
         call()
         end.record()
@@ -267,6 +238,10 @@ def _seconds(call: Any, runs: int = 5) -> float:
         if number >= 2:
             measured.append(start.elapsed_time(end) / 1000)
     return sorted(measured)[runs // 2]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

@@ -13,16 +13,18 @@ import torch
 
 from benchmarks import quality
 from benchmarks.common import Bench, plan_for
+from trellis_runtime.contract.engine import require_product
 from trellis_runtime.contract.ladder import Plan, ladder
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES
+from trellis_runtime.engines.trellis2.baking.quality import Baked
 
 
 @dataclass(slots=True)
 class Outcome:
     """What one job left."""
 
-    baked: quality.Baked
+    baked: Baked
     decoded: Any
     latents: str
     seconds: float
@@ -63,8 +65,8 @@ def _job(bench: Bench, plan: Plan) -> Outcome:
         for stage in ENGINE_STAGES:
             with scope.stage(stage):
                 generation.run(stage, plan, scope)
-        made = generation._made
-        feats = [made.shape.feats, made.texture.feats]
+        made = generation.products
+        feats = [require_product(latent).feats for latent in (made.shape, made.texture)]
         digest = hashlib.sha256(b"".join(f.numpy().tobytes() for f in feats)).hexdigest()
         baked = quality.from_asset(generation.asset())
         return Outcome(baked, made.decoded, digest[:12], time.perf_counter() - started)

@@ -47,7 +47,7 @@ def upstream_as_it_is(engine: Trellis2Engine, *, low_vram: bool) -> Iterator[Any
         inner.low_vram = before
         inner.models.update(ours)
         for name, module in pipeline.modules.items():
-            module.to, module.cpu = kept[name]  # type: ignore[method-assign, assignment]
+            module.to, module.cpu = kept[name]  # type: ignore[method-assign]
         reclaim()
 
 

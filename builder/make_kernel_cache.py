@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
-RESOLUTIONS = (512, 1024, 1536)
+from trellis_runtime.contract.request import Resolution
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="where the folder for this card goes")
-    parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
+    parser.add_argument("--resolutions", type=int, nargs="+", default=list(get_args(Resolution)))
     parser.add_argument("--dry-run", action="store_true", help="only say what would be run")
     args = parser.parse_args()
     if args.dry_run:

@@ -1,4 +1,4 @@
-"""Write the files in docs/ that are made from code: the JSON Schemas and the settings page."""
+"""Write the files in docs/ that are made from code: JSON Schemas, OpenAPI, the settings page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from trellis_runtime.contract.answer import result_schema
+from trellis_runtime.contract.reports import error_schema, health_schema
 from trellis_runtime.contract.request import request_schema
+from trellis_runtime.server import create_app
 from trellis_runtime.settings import VARIABLES, Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -24,6 +26,20 @@ bounds, and a bucket that is half set. This page is written by `make docs`.
 | variable | default | what it is |
 | --- | --- | --- |
 """
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schemas of everything that crosses the wire, by name."""
+    return {
+        "request": request_schema(),
+        "answer": result_schema(),
+        "error": error_schema(),
+        "health": health_schema(),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def settings_page() -> str:
@@ -49,9 +65,9 @@ def main() -> None:
     """Write all files."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     (DOCS / "schema").mkdir(parents=True, exist_ok=True)
-    for name, schema in (("request", request_schema()), ("answer", result_schema())):
-        path = DOCS / f"schema/{name}.schema.json"
-        path.write_text(json.dumps(schema, indent=2) + "\n")
+    for name, schema in schemas().items():
+        (DOCS / f"schema/{name}.schema.json").write_text(_json(schema))
+    (DOCS / "openapi.json").write_text(_json(create_app(Settings.from_env({})).openapi()))
     (DOCS / "settings.md").write_text(settings_page())
 
 

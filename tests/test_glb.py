@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trellis_runtime.assets.glb_reader import inspect_glb, read_glb, require_glb
+from trellis_runtime.assets import glb_reader
+from trellis_runtime.assets.glb_reader import check_glb, inspect_glb, read_glb, require_glb
 from trellis_runtime.assets.glb_writer import encode_glb
-from trellis_runtime.assets.preview import render_glb
+from trellis_runtime.assets.preview import render
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
+from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.errors import GlbRejected
 
 Validate = Callable[[bytes], None]
@@ -239,12 +241,43 @@ def test_a_small_file_is_refused() -> None:
 
 def test_the_preview_is_a_picture_of_the_file_itself() -> None:
     red = np.full((64, 64, 3), (220, 20, 20), np.uint8)
-    image = Image.open(io.BytesIO(render_glb(encode_glb(ball(base_color=red), "png", {}).data)))
+    image = Image.open(
+        io.BytesIO(render(check_glb(encode_glb(ball(base_color=red), "png", {}).data).content))
+    )
     assert image.size == (512, 512)
     seen = np.asarray(image).astype(int)
     assert seen[256, 256, 0] > seen[256, 256, 1] + 60  # the ball's own colour, in the middle
     assert abs(seen[5, 5, 0] - seen[5, 5, 1]) < 10  # grey behind it
     assert seen[160:350, 160:350].std() > 5  # shaded, not flat
+
+
+def test_a_finished_file_is_read_once_and_what_was_validated_is_rendered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Through the whole job, with preview and turntable: one split into chunks, two images."""
+    from trellis_runtime.contract.request import Output
+    from trellis_runtime.worker import pipeline
+
+    read, opened = list[int](), list[object]()
+    chunks, decode = glb_reader._chunks, Image.open
+
+    def counted(data: bytes) -> Any:
+        read.append(len(data))
+        return chunks(data)
+
+    def decoded(file: Any, *args: Any, **options: Any) -> Any:
+        opened.append(file)
+        return decode(file, *args, **options)
+
+    monkeypatch.setattr(glb_reader, "_chunks", counted)
+    monkeypatch.setattr(glb_reader.Image, "open", decoded)
+    exported = pipeline.export(ball(), "png", {})
+    assert len(opened) == 2
+    wanted = Output(preview=False, turntable=True)
+    assert len(pipeline._pictures(exported.glb.content, wanted, JobScope("j"))) == 1
+    render(exported.glb.content, 64)
+    assert read == [len(exported.glb.data)]
+    assert len(opened) == 2
 
 
 def parts(data: bytes) -> tuple[dict[str, Any], bytes]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking import unwrap as unwrapping
 from trellis_runtime.engines.trellis2.baking.charts import Charts, signed_areas
-from trellis_runtime.engines.trellis2.baking.edges import lone_and_crowded
+from trellis_runtime.engines.trellis2.baking.connectivity import boundary_and_nonmanifold_edges
 from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
@@ -136,7 +136,9 @@ def test_voxels_are_sampled_trilinearly_and_absent_ones_do_not_count() -> None:
     assert torch.allclose(grid.sample(points), points, atol=1e-5)  # linear in, linear out
     alone = VoxelGrid(torch.tensor([[3, 4, 5]]), torch.tensor([[7.0, 8.0]]), side)
     near_and_far = torch.tensor([[3.9, 4.1, 5.5], [9.0, 9.0, 9.0]])
-    assert torch.allclose(alone.sample(near_and_far), torch.tensor([[7.0, 8.0], [7.0, 8.0]]))  # never black
+    assert torch.allclose(
+        alone.sample(near_and_far), torch.tensor([[7.0, 8.0], [7.0, 8.0]])
+    )  # never black
 
 
 def test_gutters_take_a_nearest_texel_and_covered_texels_stay() -> None:
@@ -258,7 +260,9 @@ def test_an_outline_covers_what_its_chart_does_with_fewer_faces() -> None:
     top = trimesh.Trimesh(ring.vertices, ring.faces[ring.face_normals[:, 2] > 0.9])
     top = top.subdivide().subdivide()
     turned = cap(30)
-    lone, _ = lone_and_crowded(torch.from_numpy(turned.faces.copy()), len(turned.vertices))
+    lone, _ = boundary_and_nonmanifold_edges(
+        torch.from_numpy(turned.faces.copy()), len(turned.vertices)
+    )
     edge = int(lone[0]) // 3
     turned.faces[edge] = turned.faces[edge][::-1]  # the outline no longer closes: all faces stay
     charts = charts_of(top, cap(45), turned)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from trellis_runtime.contract.ladder import (
     RUNGS,
-    TEXTURE_LEVELS,
     LadderState,
     Plan,
     ladder,
     restart_stage,
 )
+from trellis_runtime.contract.levels import LOWEST_LEVEL, TEXTURE_LEVELS
 from trellis_runtime.contract.request import (
     GenerationRequest,
     Resolution,
@@ -35,7 +35,7 @@ BIGGEST = Plan.as_asked(parse_request({"image": "x", "preset": "game_asset"}), 0
 
 
 def test_there_are_thirteen_rungs_and_lossless_ones_come_first() -> None:
-    assert [rung.level for rung in RUNGS] == list(range(13))
+    assert [rung.level for rung in RUNGS] == list(range(LOWEST_LEVEL + 1))
     kinds = [rung.lossless for rung in RUNGS]
     assert kinds == sorted(kinds, reverse=True)
     assert len({rung.name for rung in RUNGS}) == 13
@@ -119,3 +119,16 @@ def test_every_engine_stage_has_a_lossless_way_out() -> None:
         rung = LadderState.begin(BIGGEST, 12).step_down(stage)
         assert rung is not None
         assert rung.lossless
+
+
+def test_a_rung_that_frees_nothing_there_is_passed_over() -> None:
+    descent = LadderState.begin(BIGGEST, 12)
+    taken = [rung.name for _ in range(12) if (rung := descent.step_down(Stage.BAKE))]
+    assert taken[:3] == ["offload", "chunk_bake", "remesh_512"]
+    assert "chunk_rows" not in taken
+
+
+def test_a_lower_resolution_restarts_at_the_shape() -> None:
+    lower = next(rung for rung in RUNGS if rung.name == "resolution_1024")
+    for failed_stage in (Stage.SHAPE, Stage.TEXTURE, Stage.DECODE):
+        assert restart_stage(lower, failed_stage) is Stage.SHAPE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from trellis_runtime.contract.answer import result_schema
+from trellis_runtime.contract.reports import error_schema, failures, health_schema
 from trellis_runtime.contract.request import GenerationRequest, parse_request, request_schema
 from trellis_runtime.errors import InvalidInput
 
@@ -120,6 +121,9 @@ def test_a_refusal_shows_neither_image_nor_query() -> None:
         {"image_url": f"ftp://a.b/?token={secret}"},
         {"image": 5, "image_url": f"https://a.b/?{secret}", "seed": -1},
         {"image": "x", "output": {"upload_url": f"nope?{secret}"}},
+        {"image": [secret]},
+        {"image_url": [f"https://a.b/?{secret}"]},
+        {"image": "x", "output": {"upload_url": [secret]}},
     ):
         with pytest.raises(InvalidInput) as caught:
             parse_request(payload)
@@ -128,9 +132,40 @@ def test_a_refusal_shows_neither_image_nor_query() -> None:
 
 def test_the_schema_files_are_those_of_the_code() -> None:
     """`make docs` writes them."""
-    for name, schema in (("request", request_schema()), ("answer", result_schema())):
+    from builder.write_docs import schemas
+
+    assert set(schemas()) == {p.name.split(".")[0] for p in (ROOT / "docs/schema").iterdir()}
+    for name, schema in schemas().items():
         kept = json.loads((ROOT / f"docs/schema/{name}.schema.json").read_text())
         assert kept == schema
+
+
+def test_the_openapi_file_is_that_of_the_code() -> None:
+    from trellis_runtime.server import create_app
+    from trellis_runtime.settings import Settings
+
+    kept = json.loads((ROOT / "docs/openapi.json").read_text())
+    assert kept == create_app(Settings.from_env({})).openapi()
+
+
+def test_every_failure_and_health_is_as_its_schema_has_it(tmp_path: Path) -> None:
+    import jsonschema
+
+    from tests.test_worker import QUICK, Raising, handle, start
+
+    judge = jsonschema.Draft202012Validator(error_schema())
+    for leaf in failures():
+        answer = handle(start(tmp_path, Raising(leaf("what happened"))), QUICK)
+        judge.validate(answer)
+    assert not judge.is_valid(answer | {"code": "no_such_code"})
+    assert not judge.is_valid({k: v for k, v in answer.items() if k != "job_id"})
+    starved = start(tmp_path, TRELLIS2_EMBEDDED_MEMORY_MB="1")
+    failed = handle(starved, QUICK)
+    assert failed["attempts"]
+    judge.validate(failed)
+    for worker in (starved, start(tmp_path)):
+        healthy = handle(worker, {"type": "health"})
+        jsonschema.Draft202012Validator(health_schema()).validate(healthy)
 
 
 def test_the_schema_judges_as_the_code_does() -> None:

@@ -1,3 +1,3 @@
 """A RunPod serverless worker for TRELLIS.2."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -80,8 +80,13 @@ class JobLimits(_Slice):
     def min_free_disk_bytes(self) -> int:
         return int(self.min_free_disk_gb * GIB)
 
+    @property
+    def room(self) -> int:
+        """Jobs that may be in hand: running and waiting."""
+        return self.max_concurrent + self.max_queued
 
-class Delivery(_Slice):
+
+class DeliverySettings(_Slice):
     """Where results go when the bucket is not asked for."""
 
     output_dir: Path = Field(
@@ -227,7 +232,7 @@ class Settings(_Slice):
     image: ImageLimits = ImageLimits()
     fetch: FetchLimits = FetchLimits()
     jobs: JobLimits = JobLimits()
-    delivery: Delivery = Delivery()
+    delivery: DeliverySettings = DeliverySettings()
     bucket: Bucket = Bucket()
     start: Start = Start()
     trellis2: Trellis2 = Trellis2()

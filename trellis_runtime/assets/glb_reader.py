@@ -52,14 +52,22 @@ class _Bad(Exception):
     """Something in the file is not as the format has it."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedGlb:
+    """A good file: its bytes, the report on them and what they hold, all from one reading."""
+
+    data: bytes
+    report: GlbReport
+    content: GlbContent
+
+
 def inspect_glb(data: bytes) -> GlbReport:
     """Return a report on any bytes; never raises on bad content."""
     report = GlbReport()
     if len(data) < MIN_BYTES:
         report.errors.append(f"the file has {len(data)} bytes; a model has at least {MIN_BYTES}")
     try:
-        reader = _Reader(data)
-        reader.check(report)
+        _Reader(data).check(report)
     except _Bad as err:
         report.errors.append(str(err))
     return report
@@ -73,6 +81,22 @@ def require_glb(data: bytes) -> GlbReport:
     return report
 
 
+def check_glb(data: bytes) -> CheckedGlb:
+    """Inspect a file that we made and keep its content, so that what is validated is what is shown.
+
+    The decoded images stay in memory: not for bytes of others. Raises `GlbRejected`.
+    """
+    report = GlbReport()
+    try:
+        if len(data) < MIN_BYTES:
+            raise _Bad(f"the file has {len(data)} bytes; a model has at least {MIN_BYTES}")
+        reader = _Reader(data, keep_images=True)
+        reader.check(report)
+        return CheckedGlb(data, report, reader.content())
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
 def read_glb(data: bytes) -> GlbContent:
     """Decode a good file's first primitive; raises `GlbRejected` for a bad one."""
     try:
@@ -82,10 +106,11 @@ def read_glb(data: bytes) -> GlbContent:
 
 
 class _Reader:
-    """Reads a GLB with every access checked."""
+    """Reads a GLB with every access checked; decoded images are kept only when asked."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, keep_images: bool = False) -> None:
         self._json, self._bin = _chunks(data)
+        self._kept: dict[int, Image.Image] | None = {} if keep_images else None
 
     def check(self, report: GlbReport) -> None:
         asset = self._object(self._json.get("asset"), "asset")
@@ -224,10 +249,17 @@ class _Reader:
         return self._image(source.get("source"))
 
     def _image_facts(self, at: int) -> tuple[str, int, int]:
-        image = self._image(at)  # not kept: a file may hold many
+        image = self._image(at)
         return image.format or "?", *image.size
 
     def _image(self, at: Any) -> Image.Image:
+        if self._kept is None:
+            return self._decoded(at)
+        if at not in self._kept:
+            self._kept[at] = self._decoded(at)
+        return self._kept[at]
+
+    def _decoded(self, at: Any) -> Image.Image:
         stated = self._object(self._item("images", at), "image")
         view, _ = self._view(stated.get("bufferView"))
         try:

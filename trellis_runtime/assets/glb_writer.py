@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trellis_runtime.assets.color import srgb_to_linear
 from trellis_runtime.assets.glb_format import BIN_CHUNK, JSON_CHUNK, MAGIC
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
@@ -212,8 +213,7 @@ def _linear_u16(colors: NDArray[np.uint8], *, alpha: bool) -> NDArray[np.uint16]
 
     Alpha is linear already; it is kept where there is one and `alpha` says so.
     """
-    srgb = colors[:, :3].astype(np.float64) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = srgb_to_linear(colors[:, :3].astype(np.float64) / 255)
     out = np.full((len(colors), 4), 65535, np.uint16)
     out[:, :3] = (linear * 65535).round()
     if alpha and colors.shape[1] == 4:
@@ -240,6 +240,3 @@ def _pack(document: dict[str, Any], blob: bytearray) -> bytes:
             blob,
         ]
     )
-
-
-# --- reading ----------------------------------------------------------------------------------

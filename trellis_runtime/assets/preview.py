@@ -18,10 +18,9 @@ from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
 from PIL import Image
 
-from trellis_runtime.assets.glb_reader import GlbContent, read_glb
+from trellis_runtime.assets.color import linear_to_srgb, srgb_to_linear
+from trellis_runtime.assets.glb_reader import GlbContent
 
-CONTENT_TYPE = "image/png"
-WEBP_CONTENT_TYPE = "image/webp"
 SIZE_PX = 512
 THUMBNAIL_PX = 256
 TURNTABLE_PX = 320
@@ -38,12 +37,9 @@ _BACKGROUND_TOP, _BACKGROUND_BOTTOM = np.array([0.93, 0.94, 0.95]), np.array([0.
 Vectors = NDArray[np.float64]
 
 
-def render_glb(data: bytes, size: int = SIZE_PX) -> bytes:
-    """Return a PNG of `size` x `size` px of the model in `data`, seen from a fixed view.
-
-    Raises `GlbRejected` when `data` cannot be read.
-    """
-    scene = _Scene(read_glb(data))
+def render(content: GlbContent, size: int = SIZE_PX) -> bytes:
+    """Return a PNG of `size` x `size` px of a file's content, seen from a fixed view."""
+    scene = _Scene(content)
     buffer = io.BytesIO()
     _frame(scene, _YAW_DEGREES, size, _OVERSAMPLING).save(buffer, "PNG")
     return buffer.getvalue()
@@ -57,12 +53,14 @@ def thumbnail(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def turntable(data: bytes, step: Callable[[int, int], None] = lambda _done, _of: None) -> bytes:
-    """Return an animated WebP of one turn around the model in `data`, 36 frames in 3.6 s.
+def turntable(
+    content: GlbContent, step: Callable[[int, int], None] = lambda _done, _of: None
+) -> bytes:
+    """Return an animated WebP of one turn around a file's content, 36 frames in 3.6 s.
 
-    `step` hears of each frame. Raises `GlbRejected` when `data` cannot be read.
+    `step` is called before each frame with its number and how many there are.
     """
-    scene = _Scene(read_glb(data))
+    scene = _Scene(content)
     frames = []
     for number in range(TURNTABLE_FRAMES):
         step(number, TURNTABLE_FRAMES)
@@ -187,7 +185,7 @@ class _Scene:
         if self.content.uvs is not None:
             uv = np.einsum("nk,nkd->nd", weights, self.content.uvs[corners])
             if self._base is not None:
-                base = _to_linear(_bilinear(self._base, uv))
+                base = srgb_to_linear(_bilinear(self._base, uv))
             if self._rough is not None:
                 roughness = _bilinear(self._rough, uv)[:, 1]
         return base, roughness
@@ -207,7 +205,7 @@ def _ggx(normals: Vectors, view: Vectors, light: Vectors, roughness: Vectors) ->
 
 def _background(rows: range, size: int) -> NDArray[np.float64]:
     along = np.repeat(np.asarray(rows) / size, size)[:, None]
-    return _to_linear(_BACKGROUND_TOP * (1 - along) + _BACKGROUND_BOTTOM * along)
+    return srgb_to_linear(_BACKGROUND_TOP * (1 - along) + _BACKGROUND_BOTTOM * along)
 
 
 def _pixels(image: Image.Image | None) -> NDArray[np.uint8] | None:
@@ -231,14 +229,7 @@ def _unit(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-20))
 
 
-def _to_linear(srgb: Vectors) -> Vectors:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
 def _to_srgb(linear: Vectors) -> NDArray[np.uint8]:
     # A soft shoulder keeps lit whites from clipping flat.
     mapped = np.where(linear < 0.7, linear, 0.7 + 0.3 * np.tanh((linear - 0.7) / 0.3))
-    srgb = np.where(
-        mapped <= 0.0031308, mapped * 12.92, 1.055 * np.maximum(mapped, 0) ** (1 / 2.4) - 0.055
-    )
-    return (np.clip(srgb, 0, 1) * 255).round().astype(np.uint8)
+    return (np.clip(linear_to_srgb(mapped), 0, 1) * 255).round().astype(np.uint8)

@@ -13,10 +13,9 @@ from rich.table import Table
 from trellis_runtime import __version__
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes
+from trellis_runtime.engines.packages import GPU_PACKAGES
 from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.settings import Settings
-
-_GPU_PACKAGES = ("torch", "trellis2", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast")
 
 
 def print_page(console: Console, settings: Settings) -> int:
@@ -43,7 +42,7 @@ def print_page(console: Console, settings: Settings) -> int:
 
 
 def _gpu_engine(settings: Settings) -> tuple[str, str, bool]:
-    absent = [name for name in _GPU_PACKAGES if importlib.util.find_spec(name) is None]
+    absent = [name for name in GPU_PACKAGES if importlib.util.find_spec(name) is None]
     found = f"not installed: {', '.join(absent)}" if absent else "installed"
     return "trellis2 engine", found, not absent or settings.engine != "trellis2"
 

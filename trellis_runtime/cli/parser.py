@@ -18,6 +18,7 @@ from trellis_runtime.cli.console import err_console, out_console
 from trellis_runtime.cli.run import add_run, show
 from trellis_runtime.contract.answer import result_schema
 from trellis_runtime.contract.ladder import RUNGS
+from trellis_runtime.contract.reports import error_schema, health_schema
 from trellis_runtime.contract.request import (
     PRESETS,
     request_schema,
@@ -35,6 +36,12 @@ examples:
 
 Variables of the environment are listed in docs/settings.md.
 """
+_SCHEMAS = {
+    "request": request_schema,
+    "answer": result_schema,
+    "error": error_schema,
+    "health": health_schema,
+}
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -64,8 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     shower.set_defaults(run=show)
     checker = commands.add_parser("check", help="what this machine can do, in one page")
     checker.set_defaults(run=lambda _args: check.print_page(out_console, Settings.from_env()))
-    schema = commands.add_parser("schema", help="print the JSON Schema of a request or an answer")
-    schema.add_argument("which", choices=("request", "answer"), nargs="?", default="request")
+    schema = commands.add_parser(
+        "schema", help="print the JSON Schema of a request or of an answer"
+    )
+    schema.add_argument("which", choices=tuple(_SCHEMAS), nargs="?", default="request")
     schema.set_defaults(run=_schema)
     ladder = commands.add_parser("ladder", help="print what is given up when memory runs out")
     ladder.set_defaults(run=_ladder)
@@ -167,8 +176,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    schema = request_schema() if args.which == "request" else result_schema()
-    sys.stdout.write(json.dumps(schema, indent=2) + "\n")
+    sys.stdout.write(json.dumps(_SCHEMAS[args.which](), indent=2) + "\n")
     return 0
 
 

@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trellis_runtime.cli.console import err_console, out_console
+from trellis_runtime.contract.files import ANSWER
 from trellis_runtime.contract.ladder import RUNGS
+from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import (
     PRESETS,
     Resolution,
@@ -42,7 +44,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--max-degradation-level",
         type=int,
         metavar="LEVEL",
-        help="lowest quality you accept, 0 (as asked, or fail) to 12; see `ladder`",
+        help=f"lowest quality you accept, 0 (as asked, or fail) to {LOWEST_LEVEL}; see `ladder`",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.set_defaults(run=_run)
@@ -98,7 +100,7 @@ def _request_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(args: argparse.Namespace) -> int:
     """Print the answer that a job left in its folder."""
-    _print_card(json.loads((args.folder / "answer.json").read_bytes()), None)
+    _print_card(json.loads((args.folder / ANSWER.name).read_bytes()), None)
     return 0
 
 

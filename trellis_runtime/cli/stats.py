@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trellis_runtime.contract.ladder import RUNGS, TEXTURE_LEVELS
+from trellis_runtime.contract.ladder import RUNGS
+from trellis_runtime.contract.levels import TEXTURE_LEVELS
 
 _MOST_PERIODS = 240
 _MARKS = (b'"generation_complete"', b'"generation_failed"', b'"worker_ready"', b'"rung_failed"')

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import QualityReport, RejectedSeed
 from trellis_runtime.contract.wire import WireModel
 
@@ -36,7 +37,7 @@ class Attempt(WireModel):
 class Degradation(WireModel):
     """What was asked, what was given, and what happened in between."""
 
-    level: int = Field(ge=0, le=12)
+    level: int = Field(ge=0, le=LOWEST_LEVEL)
     lossless: bool
     rung: str
     requested: dict[str, Any]

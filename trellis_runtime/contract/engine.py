@@ -8,7 +8,7 @@ knows tensors. Out of memory is always `OutOfVram`; a state that cannot be trust
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -64,7 +64,7 @@ class Asset:
     alpha_cutoff: float = 0.5
     translucent: NDArray[np.bool_] | None = None
     double_sided: bool = False
-    effective: dict[str, int] = field(default_factory=dict)
+    effective: Mapping[str, int] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""
 
     @property

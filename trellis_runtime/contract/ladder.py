@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import GenerationRequest, Samplers
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 
@@ -231,10 +232,6 @@ RUNGS: tuple[Rung, ...] = (
     ),
 )
 """The ladder, mildest first."""
-
-LOWEST_LEVEL = RUNGS[-1].level
-TEXTURE_LEVELS = range(10, LOWEST_LEVEL + 1)
-"""The levels at which the texture is worse than asked."""
 
 
 @dataclass(slots=True)

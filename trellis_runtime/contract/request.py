@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import QualityCheck
 from trellis_runtime.contract.wire import WireModel
 from trellis_runtime.errors import InvalidInput
@@ -151,7 +152,10 @@ class GenerationRequest(WireModel):
         "auto", description="auto: removed unless the picture has alpha; keep: all is object."
     )
     max_degradation_level: int = Field(
-        12, ge=0, le=12, description="Lowest quality you accept; 0: as asked, or fail."
+        LOWEST_LEVEL,
+        ge=0,
+        le=LOWEST_LEVEL,
+        description="Lowest quality you accept; 0: as asked, or fail.",
     )
     output: Output = Output()
 

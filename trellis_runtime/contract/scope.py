@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from trellis_runtime.contract.stages import Stage
 from trellis_runtime.errors import DeadlineExceeded, JobCancelled
 from trellis_runtime.logs import logger
 
@@ -36,22 +37,22 @@ class Deadline:
 
 # Rough shares of a job, so that progress moves evenly; only the order of magnitude matters.
 _WEIGHTS = {
-    "image": 2,
-    "condition": 3,
-    "structure": 10,
-    "shape": 30,
-    "texture": 15,
-    "decode": 10,
-    "bake": 20,
-    "export": 5,
-    "preview": 3,
-    "store": 2,
+    Stage.IMAGE: 2,
+    Stage.CONDITION: 3,
+    Stage.STRUCTURE: 10,
+    Stage.SHAPE: 30,
+    Stage.TEXTURE: 15,
+    Stage.DECODE: 10,
+    Stage.BAKE: 20,
+    Stage.EXPORT: 5,
+    Stage.PREVIEW: 3,
+    Stage.STORE: 2,
 }
 
 
 @dataclass(slots=True)
 class JobScope:
-    """What one job carries down: its id, its clock, its stop signal, its ears.
+    """What one job carries down: its id, deadline, cancellation flag and progress callback.
 
     `check` is called between stages and between sampler steps; it raises `JobCancelled` or
     `DeadlineExceeded` there and nowhere else, so a stage is never left half done on purpose.
@@ -61,9 +62,13 @@ class JobScope:
     deadline: Deadline = field(default_factory=Deadline)
     progress: Progress | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of named parts of stages; on a GPU they need `settle` to be more than launches."""
+    settle: Callable[[], None] | None = None
+    """Waits for the device before a part's clock is read; a benchmark's, unset in a worker."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
-    _stage: str = ""
-    _done: set[str] = field(default_factory=set)
+    _stage: Stage | None = None
+    _done: set[Stage] = field(default_factory=set)
 
     def cancel(self) -> None:
         """Ask the job to stop at its next check; safe from any thread."""
@@ -72,6 +77,11 @@ class JobScope:
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
+
+    @property
+    def current(self) -> Stage | None:
+        """The stage that runs now, or ran last."""
+        return self._stage
 
     def check(self) -> None:
         """Raise if the job has been stopped or its time is over."""
@@ -82,9 +92,9 @@ class JobScope:
             raise DeadlineExceeded(f"the job's time was over{where}")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, stage: Stage) -> Iterator[None]:
         """Time a stage (repeats add up), check before it, and report progress."""
-        self._stage = name
+        self._stage = stage
         self.check()
         self._report(0.0)
         started = time.perf_counter()
@@ -92,11 +102,26 @@ class JobScope:
             yield
         finally:
             seconds = time.perf_counter() - started
-            self.timings[name] = self.timings.get(name, 0.0) + seconds
+            self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             logger().info(
-                "stage_finished", job_id=self.job_id, stage=name, seconds=round(seconds, 4)
+                "stage_finished", job_id=self.job_id, stage=stage, seconds=round(seconds, 4)
             )
-        self._done.add(name)
+        self._done.add(stage)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a part of the current stage into `parts` (repeats add up)."""
+        started = self._settled_clock()
+        try:
+            yield
+        finally:
+            seconds = self._settled_clock() - started
+            self.parts[name] = self.parts.get(name, 0.0) + seconds
+
+    def _settled_clock(self) -> float:
+        if self.settle is not None:
+            self.settle()
+        return time.perf_counter()
 
     def step(self, done: int, total: int) -> None:
         """Report step `done` of `total` inside the current stage, and check."""
@@ -104,8 +129,8 @@ class JobScope:
         self._report(done / max(total, 1))
 
     def _report(self, within: float) -> None:
-        if self.progress is None:
+        if self.progress is None or self._stage is None:
             return
-        weight: float = sum(_WEIGHTS.get(s, 0) for s in self._done if s != self._stage)
-        weight += _WEIGHTS.get(self._stage, 0) * within
+        weight: float = sum(_WEIGHTS[stage] for stage in self._done if stage != self._stage)
+        weight += _WEIGHTS[self._stage] * within
         self.progress(self._stage, min(1.0, weight / sum(_WEIGHTS.values())))

@@ -6,16 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from trellis_runtime.contract.files import MODEL
 from trellis_runtime.contract.request import Output
 from trellis_runtime.delivery.s3 import PresignedS3Store, S3Store, job_bucket
 from trellis_runtime.delivery.storage import InlineStore, LocalStore, Store, UploadStore
 from trellis_runtime.errors import AnswerTooLarge, InvalidInput
-from trellis_runtime.settings import Settings
-
-MODEL_NAME, PREVIEW_NAME, ANSWER_NAME = "model.glb", "preview.png", "answer.json"
-THUMBNAIL_NAME, TURNTABLE_NAME = "thumbnail.webp", "turntable.webp"
-"""Names of a job's files. The answer is kept beside the model: should the platform lose it on the
-way, the job's folder still tells everything."""
+from trellis_runtime.settings import Bucket, DeliverySettings, FetchLimits, Settings
 
 _ANSWER_ROOM = 64_000  # bytes of an answer besides base64
 
@@ -24,14 +20,29 @@ _ANSWER_ROOM = 64_000  # bytes of an answer besides base64
 class Delivery:
     """What the settings and the job itself offer for delivery."""
 
-    settings: Settings
+    limits: DeliverySettings
+    bucket: Bucket
+    fetch_limits: FetchLimits
+    is_worker: bool
     job_id: str
     s3_config: Any = None
+
+    @classmethod
+    def of_job(cls, settings: Settings, job_id: str, s3_config: Any = None) -> Delivery:
+        """Take from the settings what delivery needs."""
+        return cls(
+            settings.delivery,
+            settings.bucket,
+            settings.fetch,
+            settings.platform.is_worker,
+            job_id,
+            s3_config,
+        )
 
     def require_possible(self, output: Output) -> None:
         """Raise `InvalidInput` for a delivery that cannot succeed, before anything is computed."""
         if self.s3_config is not None:
-            job_bucket(self.s3_config, self.settings.bucket)
+            job_bucket(self.s3_config, self.bucket)
         if output.delivery == "url" and self._bucket_or_folder() is None:
             raise InvalidInput(
                 "output.delivery is 'url', and this worker has no bucket: set BUCKET_ENDPOINT_URL, "
@@ -45,10 +56,10 @@ class Delivery:
         Raises `AnswerTooLarge` when inline is the only way and they do not fit.
         """
         if output.upload_url is not None:
-            return UploadStore(output.upload_url, MODEL_NAME, self.settings.fetch)
+            return UploadStore(output.upload_url, MODEL.name, self.fetch_limits)
         if output.delivery != "inline" and (store := self._bucket_or_folder()):
             return store
-        room = self.settings.delivery.max_answer_bytes - _ANSWER_ROOM
+        room = self.limits.max_answer_bytes - _ANSWER_ROOM
         if payload_bytes * 4 / 3 <= room:
             return InlineStore()
         if bucket := self._bucket():
@@ -63,16 +74,16 @@ class Delivery:
     def _bucket_or_folder(self) -> Store | None:
         if bucket := self._bucket():
             return bucket
-        if self.settings.platform.is_worker:
+        if self.is_worker:
             return None  # a file on a worker's disk is lost with the worker
-        return LocalStore(self.settings.delivery.output_dir, self.job_id)
+        return LocalStore(self.limits.output_dir, self.job_id)
 
     def _bucket(self) -> Store | None:
         if self.s3_config is not None:
-            bucket = job_bucket(self.s3_config, self.settings.bucket)
-            return PresignedS3Store(bucket, self.job_id, self.settings.fetch)
-        if self.settings.bucket.is_configured:
-            return S3Store(self.settings.bucket, self.job_id)
+            bucket = job_bucket(self.s3_config, self.bucket)
+            return PresignedS3Store(bucket, self.job_id, self.fetch_limits)
+        if self.bucket.is_configured:
+            return S3Store(self.bucket, self.job_id)
         return None
 
 

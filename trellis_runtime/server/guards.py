@@ -105,8 +105,7 @@ async def read_payload(request: Request, served: Served) -> dict[str, Any]:
 
 def require_room(worker: Worker) -> None:
     """Raise 429 where the worker and its queue are full."""
-    limits = worker.settings.jobs
-    if worker.admission.in_hand >= limits.max_concurrent + limits.max_queued:
+    if worker.admission.is_full:
         raise HTTPException(
             429,
             f"{worker.admission.in_hand} jobs are in hand; try again in {RETRY_AFTER_S} s",

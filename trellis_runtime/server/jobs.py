@@ -14,14 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.delivery.choose import (
-    ANSWER_NAME,
-    MODEL_NAME,
-    PREVIEW_NAME,
-    THUMBNAIL_NAME,
-    TURNTABLE_NAME,
-)
+from trellis_runtime.contract.stages import Stage
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import LocalStore, folder_of
 from trellis_runtime.errors import WorkerError
@@ -36,12 +31,7 @@ _HISTORY = 60
 _KEEP_ALIVE_S = 15.0
 _POLL_S = 1.0
 _LARGEST_MODEL = 500_000_000  # bytes
-_FILE_OF_FIELD = {
-    "preview": PREVIEW_NAME,
-    "thumbnail": THUMBNAIL_NAME,
-    "turntable": TURNTABLE_NAME,
-    "artifact": MODEL_NAME,
-}
+_MODEL_LAST = sorted(ARTIFACTS, key=lambda file: file is MODEL)  # it says that all is there
 
 
 @dataclass(slots=True)
@@ -122,7 +112,7 @@ class Jobs:
         """Return this machine's jobs, newest first."""
         found = {job.id: job.view() for job in self._jobs.values()}
         answers = sorted(
-            self._root.glob(f"*/{ANSWER_NAME}"), key=lambda p: p.stat().st_mtime, reverse=True
+            self._root.glob(f"*/{ANSWER.name}"), key=lambda p: p.stat().st_mtime, reverse=True
         )
         for path in answers[:_HISTORY]:
             if path.parent.name not in found and (view := self._remembered(path.parent)):
@@ -189,17 +179,17 @@ class Jobs:
         limits = self._worker.settings.fetch
         store = LocalStore(self._root, job.id)
         scope = JobScope(job.id)
-        for field_name, name in _FILE_OF_FIELD.items():
-            artifact = answer.get(field_name)
+        for file in _MODEL_LAST:
+            artifact = answer.get(file.field)
             if not artifact:
                 continue
             if artifact.get("base64"):
                 data = base64.b64decode(artifact.pop("base64"))
             else:
                 data = fetch(artifact["url"], _LARGEST_MODEL, limits, scope)
-            store.put(name, data, artifact["content_type"], scope)
+            store.put(file.name, data, artifact["content_type"], scope)
         answer["job_id"] = job.id
-        store.put(ANSWER_NAME, json.dumps(answer).encode(), "application/json", scope)
+        store.put(ANSWER.name, json.dumps(answer).encode(), ANSWER.content_type, scope)
 
     def _remember(self, job: Job) -> None:
         folder = self.folder(job.id)
@@ -209,15 +199,17 @@ class Jobs:
 
     def _remembered(self, folder: Path) -> dict[str, Any] | None:
         try:
-            answer = json.loads((folder / ANSWER_NAME).read_bytes())
-            created = (folder / ANSWER_NAME).stat().st_mtime
+            answer = json.loads((folder / ANSWER.name).read_bytes())
+            created = (folder / ANSWER.name).stat().st_mtime
         except (OSError, ValueError):
             return None
         request: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             kept = json.loads((folder / _REQUEST_NAME).read_bytes())
             request, created = kept["request"], kept["created"]
-        job = Job(str(answer.get("job_id", folder.name)), request, created, "done", "store", 1.0)
+        job = Job(
+            str(answer.get("job_id", folder.name)), request, created, "done", Stage.STORE, 1.0
+        )
         job.answer = answer
         return job.view()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from trellis_runtime.contract.ladder import TEXTURE_LEVELS
+from trellis_runtime.contract.files import ARTIFACTS
+from trellis_runtime.contract.levels import TEXTURE_LEVELS
 from trellis_runtime.delivery.storage import free_bytes
 from trellis_runtime.worker.worker import Worker
 
@@ -71,8 +72,8 @@ class Metrics:
         self._faces.observe(answer["mesh"]["faces"])
         if answer["vram"]:
             self._peak.set(answer["vram"]["peak_bytes"])
-        files = (answer.get(name) for name in ("artifact", "preview", "thumbnail", "turntable"))
-        self._delivered.inc(sum(file["bytes"] for file in files if file))
+        files = (answer.get(file.field) for file in ARTIFACTS)
+        self._delivered.inc(sum(told["bytes"] for told in files if told))
 
     def page(self, worker: Worker | None) -> bytes:
         """Return the exposition, with the gauges as they are now."""

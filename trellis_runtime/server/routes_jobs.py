@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from trellis_runtime.assets.glb_reader import read_glb
+from trellis_runtime.contract.files import MODEL, RESULT_FILES
 from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.errors import InvalidInput
 from trellis_runtime.server.endpoint import Endpoint
@@ -28,7 +29,6 @@ from trellis_runtime.server.jobs import Jobs
 from trellis_runtime.server.served import Served
 from trellis_runtime.worker.worker import Worker
 
-_FILES = {"model.glb", "preview.png", "thumbnail.webp", "turntable.webp", "answer.json"}
 _MAPS = {"base_color": None, "metallic": 2, "roughness": 1}  # channels of glTF's packed map
 _ENDPOINT_ID = r"^[A-Za-z0-9_-]{1,64}$"
 JobId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -88,17 +88,17 @@ def add_job_routes(app: FastAPI, served: Served) -> None:  # noqa: C901 - one sm
         """Send one of a job's files."""
         _, jobs = served.ready()
         path = jobs.folder(job_id) / name
-        if name not in _FILES or not path.is_file():
+        kept = RESULT_FILES.get(name)
+        if kept is None or not path.is_file():
             raise HTTPException(404, f"job {job_id} has no file {name!r} here")
-        kind = "model/gltf-binary" if name.endswith(".glb") else None
-        return FileResponse(path, media_type=kind, filename=f"{job_id}-{name}",
+        return FileResponse(path, media_type=kept.content_type, filename=f"{job_id}-{name}",
                             content_disposition_type="inline")  # fmt: skip
 
     @app.get("/jobs/{job_id}/maps/{name}", responses={404: ERROR_RESPONSE}, response_class=Response)
     async def texture_map(job_id: JobId, name: str) -> Response:
         """Send a material's map as a picture: base_color, metallic or roughness."""
         _, jobs = served.ready()
-        path = jobs.folder(job_id) / "model.glb"
+        path = jobs.folder(job_id) / MODEL.name
         if name not in _MAPS or not path.is_file():
             raise HTTPException(404, f"job {job_id} has no map {name!r} here")
         picture = await asyncio.to_thread(_map_picture, path, name)

@@ -73,6 +73,11 @@ class Admission:
         return self._in_hand
 
     @property
+    def is_full(self) -> bool:
+        """Whether as many jobs are in hand as may be: the next one is refused."""
+        return self._in_hand >= self._limits.room
+
+    @property
     def served(self) -> int:
         """Jobs that were taken and have ended, well or not."""
         return self._served
@@ -139,9 +144,8 @@ class Admission:
             raise WorkerStopping(f"this worker is {state} and takes no job")
         if shortage := self.disk_shortage():
             raise DiskFull(shortage)
-        room = self._limits.max_concurrent + self._limits.max_queued
         with self._lock:
-            if self._in_hand >= room:
+            if self.is_full:
                 raise WorkerBusy(
                     f"{self._in_hand} jobs are in hand; this worker runs "
                     f"{self._limits.max_concurrent} and queues {self._limits.max_queued}"

@@ -16,9 +16,8 @@ from typing import Any
 
 from trellis_runtime import __version__
 from trellis_runtime.assets import preview
-from trellis_runtime.assets.glb_format import CONTENT_TYPE
-from trellis_runtime.assets.glb_reader import require_glb
-from trellis_runtime.assets.glb_writer import EncodedGlb, encode_glb
+from trellis_runtime.assets.glb_reader import CheckedGlb, GlbContent, check_glb
+from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.images import decode_image, parse_base64
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
 from trellis_runtime.contract.answer import (
@@ -31,18 +30,20 @@ from trellis_runtime.contract.answer import (
     Vram,
 )
 from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
-from trellis_runtime.contract.ladder import LOWEST_LEVEL, LadderState, Plan, restart_stage
+from trellis_runtime.contract.files import (
+    ANSWER,
+    MODEL,
+    PREVIEW,
+    THUMBNAIL,
+    TURNTABLE,
+    ResultFile,
+)
+from trellis_runtime.contract.ladder import LadderState, Plan, restart_stage
+from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import GenerationRequest, Output, TextureFormat
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
-from trellis_runtime.delivery.choose import (
-    ANSWER_NAME,
-    MODEL_NAME,
-    PREVIEW_NAME,
-    THUMBNAIL_NAME,
-    TURNTABLE_NAME,
-    Delivery,
-)
+from trellis_runtime.delivery.choose import Delivery
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import Store
 from trellis_runtime.errors import OutOfVram
@@ -62,12 +63,19 @@ class _Delivered:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A picture of the model: the answer's field that tells of it, and its file."""
+    """A picture of the model, and the file that it is."""
 
-    field: str
-    file_name: str
-    content_type: str
+    file: ResultFile
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A checked GLB, the format that its base colour really has, and the report on its mesh."""
+
+    glb: CheckedGlb
+    texture_format: str
+    mesh: MeshReport
 
 
 @dataclass(slots=True)
@@ -103,18 +111,18 @@ class Pipeline:
             image = load_image(request, self.image_limits, self.fetch_limits, scope)
         made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
         with scope.stage(Stage.EXPORT):
-            glb, report = export(made.asset, request.output.texture_format, self._extras(made))
+            exported = export(made.asset, request.output.texture_format, self._extras(made))
         pictures: list[_Picture] = []
         if request.output.preview or request.output.turntable:
             with scope.stage(Stage.PREVIEW):
-                pictures = _pictures(glb.data, request.output, scope)
+                pictures = _pictures(exported.glb.content, request.output, scope)
         with scope.stage(Stage.STORE):
-            delivered = self._deliver(glb.data, pictures, request, delivery, scope)
+            delivered = self._deliver(exported.glb.data, pictures, request, delivery, scope)
         with discard_on_error(delivered.store):
-            result = self._result(scope, made, report, glb, delivered)
+            result = self._result(scope, made, exported, delivered)
             encoded = finish(result)
             if delivered.model.base64 is None:
-                delivered.store.put(ANSWER_NAME, encoded, "application/json", scope)
+                delivered.store.put(ANSWER.name, encoded, ANSWER.content_type, scope)
             scope.check()
         return result
 
@@ -132,10 +140,10 @@ class Pipeline:
         shown = {}
         with discard_on_error(store):
             for picture in pictures:
-                kept = store.put(picture.file_name, picture.data, picture.content_type, scope)
-                shown[picture.field] = kept
+                file = picture.file
+                shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
                 scope.check()
-            model = store.put(MODEL_NAME, glb, CONTENT_TYPE, scope)
+            model = store.put(MODEL.name, glb, MODEL.content_type, scope)
             scope.check()
         return _Delivered(store, model, shown)
 
@@ -223,19 +231,18 @@ class Pipeline:
         self,
         scope: JobScope,
         made: _EngineOutcome,
-        report: MeshReport,
-        glb: EncodedGlb,
+        exported: Exported,
         delivered: _Delivered,
     ) -> GenerationResult:
         descent = made.descent
-        effective = descent.plan.quality() | made.asset.effective
+        effective = {**descent.plan.quality(), **made.asset.effective}
         return GenerationResult(
             job_id=scope.job_id,
             glb_url=delivered.model.url,
             artifact=delivered.model,
-            preview=delivered.pictures.get("preview"),
-            thumbnail=delivered.pictures.get("thumbnail"),
-            turntable=delivered.pictures.get("turntable"),
+            preview=delivered.pictures.get(PREVIEW.field),
+            thumbnail=delivered.pictures.get(THUMBNAIL.field),
+            turntable=delivered.pictures.get(TURNTABLE.field),
             engine=self.engine.info(),
             worker_version=__version__,
             seed=descent.requested.seed,
@@ -248,37 +255,33 @@ class Pipeline:
                 effective=effective,
                 attempts=made.attempts,
             ),
-            mesh=report,
-            texture=TextureReport(size=made.asset.texture_size, format=glb.texture_format),
+            mesh=exported.mesh,
+            texture=TextureReport(size=made.asset.texture_size, format=exported.texture_format),
             timings={name: round(seconds, 4) for name, seconds in scope.timings.items()},
             vram=made.vram,
             init=self.init,
         )
 
 
-def _pictures(glb: bytes, output: Output, scope: JobScope) -> list[_Picture]:
+def _pictures(content: GlbContent, output: Output, scope: JobScope) -> list[_Picture]:
     made = []
     if output.preview:
-        png = preview.render_glb(glb)
-        webp = preview.thumbnail(png)
-        made.append(_Picture("preview", PREVIEW_NAME, preview.CONTENT_TYPE, png))
-        made.append(_Picture("thumbnail", THUMBNAIL_NAME, preview.WEBP_CONTENT_TYPE, webp))
+        png = preview.render(content)
+        made.append(_Picture(PREVIEW, png))
+        made.append(_Picture(THUMBNAIL, preview.thumbnail(png)))
     if output.turntable:
-        turn = preview.turntable(glb, scope.step)
-        made.append(_Picture("turntable", TURNTABLE_NAME, preview.WEBP_CONTENT_TYPE, turn))
+        made.append(_Picture(TURNTABLE, preview.turntable(content, scope.step)))
     return made
 
 
-def export(
-    asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]
-) -> tuple[EncodedGlb, MeshReport]:
+def export(asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]) -> Exported:
     """Return a checked GLB and the report on its mesh; raises `MeshRejected` or `GlbRejected`."""
     require_mesh(asset)
     with ThreadPoolExecutor(1) as beside:  # textures are encoded while the mesh is inspected
         report = beside.submit(inspect_mesh, asset)
-        glb = encode_glb(asset, texture_format, extras)
-        require_glb(glb.data)
-        return glb, report.result()
+        encoded = encode_glb(asset, texture_format, extras)
+        glb = check_glb(encoded.data)
+        return Exported(glb, encoded.texture_format, report.result())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 from trellis_runtime import __version__
 from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.engine import Engine
+from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeout, Queue
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery.choose import Delivery, require_answer_fits
@@ -134,7 +135,7 @@ class Worker:
         report: Future[dict[str, Any]] = Future()
 
         def gather() -> None:
-            facts = self._facts()
+            facts = self._facts().model_dump(mode="json")
             with suppress(InvalidStateError):  # too late: nobody waits any more
                 report.set_result(facts)
 
@@ -143,7 +144,7 @@ class Worker:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(report), HEALTH_TIMEOUT_S)
         except TimeoutError:
-            return {"status": "timeout", "timeout_s": HEALTH_TIMEOUT_S}
+            return HealthTimeout(timeout_s=HEALTH_TIMEOUT_S).model_dump(mode="json")
 
     def close(self) -> None:
         """Let the threads end; those in hand finish first."""
@@ -170,7 +171,7 @@ class Worker:
         """Run one generation on its thread, and tell the log how it ended."""
         started = time.perf_counter()
         self._ensure_loaded()
-        delivery = Delivery(self.settings, scope.job_id or "local", job.get("s3Config"))
+        delivery = Delivery.of_job(self.settings, scope.job_id or "local", job.get("s3Config"))
         pipeline = Pipeline(
             self.engine, self.settings.image, self.settings.fetch, self.startup_seconds
         )
@@ -203,28 +204,26 @@ class Worker:
         text = json.dumps(err.to_wire(job_id), default=str, ensure_ascii=False)
         return json.loads(text.encode("utf-8", "replace"))
 
-    def _facts(self) -> dict[str, Any]:
-        memory = self.engine.memory()
-        return {
-            "status": "ok" if self.admission.defunct_reason is None else "defunct",
-            "state": self.admission.state,
-            "engine": self.engine.info().model_dump(mode="json"),
-            "worker_version": __version__,
-            "disk": {
-                "free_bytes": free_bytes(self.settings.delivery.output_dir),
-                "required_bytes": self.settings.jobs.min_free_disk_bytes,
-            },
-            "vram": None
-            if memory is None
-            else {"free_bytes": memory.free, "total_bytes": memory.total},
-            "queue": {
-                "in_hand": self.admission.in_hand,
-                "max_concurrent": self.settings.jobs.max_concurrent,
-                "max_queued": self.settings.jobs.max_queued,
-                "served": self.admission.served,
-            },
-            "init": self.startup_seconds,
-        }
+    def _facts(self) -> Health:
+        memory, limits = self.engine.memory(), self.settings.jobs
+        return Health(
+            status="ok" if self.admission.defunct_reason is None else "defunct",
+            state=self.admission.state.value,
+            engine=self.engine.info(),
+            worker_version=__version__,
+            disk=Disk(
+                free_bytes=free_bytes(self.settings.delivery.output_dir),
+                required_bytes=limits.min_free_disk_bytes,
+            ),
+            vram=FreeVram(free_bytes=memory.free, total_bytes=memory.total) if memory else None,
+            queue=Queue(
+                in_hand=self.admission.in_hand,
+                max_concurrent=limits.max_concurrent,
+                max_queued=limits.max_queued,
+                served=self.admission.served,
+            ),
+            init=dict(self.startup_seconds),
+        )
 
 
 def draw_seed(job_id: str) -> int:

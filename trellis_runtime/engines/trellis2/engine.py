@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,7 +52,9 @@ class _Latent:
 
 
 @dataclass(slots=True)
-class _Products:
+class Products:
+    """What the stages have left so far."""
+
     features: dict[int, torch.Tensor] | None = None
     structure: torch.Tensor | None = None
     shape: _Latent | None = None
@@ -130,7 +132,7 @@ class Trellis2Generation:
         self._pipeline = pipeline
         self._residency = residency
         self._watch = watch
-        self._products = _Products()
+        self._products = Products()
         self._noise_states: dict[Stage, torch.Tensor] = {}
         self._seed = plan.seed
 
@@ -161,10 +163,15 @@ class Trellis2Generation:
         return require_product(self._products.asset)
 
     def close(self) -> None:
-        self._products = _Products()
+        self._products = Products()
         self._watch.stop()
         with vram.translated():
             vram.release()
+
+    @property
+    def products(self) -> Products:
+        """What the stages have left so far; benchmarks compare it with upstream's."""
+        return self._products
 
     def _set_noise(self, stage: Stage) -> None:
         """Begin a stage with the random state that it had the first time."""
@@ -304,8 +311,8 @@ class Trellis2Generation:
             vram.reclaim()
         decoded = require_product(self._products.decoded)
         asset = bake(decoded, plan, scope)
-        asset.effective["resolution"] = decoded.resolution
-        self._products.asset = asset
+        lowered = {"resolution": decoded.resolution}
+        self._products.asset = replace(asset, effective={**asset.effective, **lowered})
 
     def _condition_at(self, size: int) -> dict[str, torch.Tensor]:
         features = require_product(self._products.features)[size].cuda()

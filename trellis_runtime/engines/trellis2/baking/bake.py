@@ -68,16 +68,20 @@ class Decoded:
 
 def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
     """Return the textured asset that `plan` asks for."""
-    vertices, faces = fill_holes(decoded.vertices.cuda(), decoded.faces.cuda(), _HOLE_PERIMETER)
+    with scope.part("holes"):
+        vertices, faces = fill_holes(decoded.vertices.cuda(), decoded.faces.cuda(), _HOLE_PERIMETER)
     surface = Surface(vertices, faces)
     scope.step(1, 5)
     if plan.remesh:
-        mesh = _loaded(_remeshed(surface, decoded.resolution, plan))
+        with scope.part("remesh"):
+            mesh = _loaded(_remeshed(surface, decoded.resolution, plan))
         if plan.chunk_bake:
             surface.release_bvh()  # its tree is as large as what decimation needs
-        _simplify(mesh, plan.decimation_target)
+        with scope.part("simplify"):
+            _simplify(mesh, plan.decimation_target)
     else:
-        mesh = _cleaned(_loaded((vertices, faces)), plan.decimation_target)
+        with scope.part("simplify"):
+            mesh = _cleaned(_loaded((vertices, faces)), plan.decimation_target)
     if mesh.num_faces == 0:
         raise MeshRejected("no face is left after remeshing and decimation")
     scope.step(2, 5)
@@ -186,7 +190,8 @@ def _with_vertex_colors(mesh: Any, sampler: Sampler, plan: Plan) -> Asset:
 
 
 def _with_textures(mesh: Any, sampler: Sampler, plan: Plan, scope: JobScope) -> Asset:
-    layout = unwrap(cut(mesh, _CONE_HALF_ANGLE))
+    with scope.part("unwrap"):
+        layout = unwrap(cut(mesh, _CONE_HALF_ANGLE))
     charts = layout.charts
     logger().info(
         "unwrapped",
@@ -200,12 +205,15 @@ def _with_textures(mesh: Any, sampler: Sampler, plan: Plan, scope: JobScope) -> 
     mesh.compute_vertex_normals()
     normals = mesh.read_vertex_normals()[charts.source]
     faces = charts.faces.int()
-    covered, points = _rasterize(charts.vertices, faces, layout.uvs, plan.texture_size)
-    values = sampler(points, _SMALL_BLOCK_TEXELS if plan.chunk_bake else _BLOCK_TEXELS)
+    with scope.part("rasterize"):
+        covered, points = _rasterize(charts.vertices, faces, layout.uvs, plan.texture_size)
+    with scope.part("look up"):
+        values = sampler(points, _SMALL_BLOCK_TEXELS if plan.chunk_bake else _BLOCK_TEXELS)
     scope.step(4, 5)
     texels = torch.zeros((*covered.shape, 6), dtype=torch.uint8, device=covered.device)
     texels[covered] = _as_bytes(values)
-    pixels = fill_gutters(texels, covered).cpu().numpy()
+    with scope.part("gutters"):
+        pixels = fill_gutters(texels, covered).cpu().numpy()
     packed = np.stack([np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]], axis=-1)
     return Asset(
         vertices=_to_gltf_axes(charts.vertices),

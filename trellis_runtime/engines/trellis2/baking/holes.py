@@ -12,7 +12,10 @@ from torch import Tensor
 
 from trellis_runtime.assets.topology import connected
 from trellis_runtime.engines.trellis2.baking.charts import sum_by
-from trellis_runtime.engines.trellis2.baking.edges import ends, lone_and_crowded
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    boundary_and_nonmanifold_edges,
+    half_edge_vertices,
+)
 
 
 def fill_holes(vertices: Tensor, faces: Tensor, max_perimeter: float) -> tuple[Tensor, Tensor]:
@@ -21,10 +24,10 @@ def fill_holes(vertices: Tensor, faces: Tensor, max_perimeter: float) -> tuple[T
     A hole is a closed run of edges that one face alone has. Runs part at a vertex where more than
     two of them meet, or where an edge has over two faces.
     """
-    lone, crowded = lone_and_crowded(faces, len(vertices))
+    lone, crowded = boundary_and_nonmanifold_edges(faces, len(vertices))
     if len(lone) == 0:
         return vertices, faces
-    edges = ends(faces, lone)
+    edges = half_edge_vertices(faces, lone)
     start, end = edges.unbind(1)
     run, closed = _runs(start.long(), end.long(), crowded, len(vertices))
     points = vertices[edges.long()]

@@ -24,7 +24,10 @@ from trellis_runtime.engines.trellis2.baking.charts import (
     signed_areas,
     sum_by,
 )
-from trellis_runtime.engines.trellis2.baking.edges import ends, lone_and_crowded
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    boundary_and_nonmanifold_edges,
+    half_edge_vertices,
+)
 
 _GROUPS = 16  # xatlas reads each group in a thread of its own
 _SAME_AREA = 1e-3  # of a chart's area: an outline that tells more or less was read wrongly
@@ -118,8 +121,10 @@ def _same_area(flat: Tensor, charts: Charts, outlined: Ints, owner: Ints) -> NDA
 
 def _boundary(charts: Charts) -> tuple[Ints, Ints]:
     """Return the edges (E, 2) that one face alone has, in that face's direction, and charts."""
-    lone, _ = lone_and_crowded(charts.faces, len(charts.vertices))
-    return ends(charts.faces, lone).cpu().numpy(), charts.chart[lone // 3].cpu().numpy()
+    lone, _ = boundary_and_nonmanifold_edges(charts.faces, len(charts.vertices))
+    return half_edge_vertices(charts.faces, lone).cpu().numpy(), charts.chart[
+        lone // 3
+    ].cpu().numpy()
 
 
 def _rings(edges: Ints, chart: Ints, points: Floats) -> Iterator[tuple[int, list[Ints]]]:

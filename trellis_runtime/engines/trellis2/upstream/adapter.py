@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.packages import GPU_PACKAGES
 from trellis_runtime.engines.trellis2.device import kernel_cache, vram
 from trellis_runtime.engines.trellis2.models.flow import FastFlow
 from trellis_runtime.engines.trellis2.models.lean_decoder import lean_decoders
@@ -46,13 +47,13 @@ MODELS = (
 )
 _FLOW = ("flow_model", "flow_model_512", "flow_model_1024")
 _SAMPLERS = ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler")
-_PACKAGES = ("torch", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast", "transformers", "triton")
+_VERSIONED = (*GPU_PACKAGES, "transformers", "triton")
 
 
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of what upstream stands on, as far as they are installed."""
-    return kernel_cache.installed(_PACKAGES)
+    return kernel_cache.installed(_VERSIONED)
 
 
 @dataclass(slots=True)

@@ -9,18 +9,19 @@ are noise, and every answer says `synthetic`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trellis_runtime.contract.request import Resolution
 from trellis_runtime.engines.trellis2.grid import cell_keys, find
 
 if TYPE_CHECKING:
     from trellis_runtime.engines.trellis2.upstream.adapter import UpstreamPipeline
 
-RESOLUTIONS = (512, 1024, 1536)
+RESOLUTIONS: tuple[int, ...] = get_args(Resolution)
 _LEVELS = 4  # the decoder doubles its grid four times
 
 

@@ -1,0 +1,1 @@
+"""Small breakages of the product, each of which the tests must notice."""

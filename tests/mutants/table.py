@@ -1,0 +1,435 @@
+"""The breakages: each row is one rule of the product, broken, and the tests that must notice.
+
+`text` must occur exactly once in `file`. Tests are pytest node ids; every one of them must fail, so
+name only those that guard the rule, and prefer fast ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One rule, broken: `text` of `file` becomes `replacement`, and every test of `tests` fails."""
+
+    rule: str
+    file: str
+    text: str
+    replacement: str
+    tests: tuple[str, ...]
+
+
+_LADDER = "trellis_runtime/contract/ladder.py"
+_SCOPE = "trellis_runtime/contract/scope.py"
+_PIPELINE = "trellis_runtime/worker/pipeline.py"
+_WORKER = "trellis_runtime/worker/worker.py"
+_ADMISSION = "trellis_runtime/worker/admission.py"
+_FETCH = "trellis_runtime/delivery/fetch.py"
+_IMAGES = "trellis_runtime/assets/images.py"
+_READER = "trellis_runtime/assets/glb_reader.py"
+_WRITER = "trellis_runtime/assets/glb_writer.py"
+
+_CORE: tuple[Mutant, ...] = (
+    # --- the ladder ---
+    Mutant(
+        "lossless rungs come before lossy ones",
+        _LADDER,
+        "for rung in RUNGS[self.rung.level + 1 : self.max_level + 1]:",
+        "for rung in reversed(RUNGS[self.rung.level + 1 : self.max_level + 1]):",
+        ("tests/test_ladder.py::test_less_room_leads_further_down_and_each_level_is_told",),
+    ),
+    Mutant(
+        "the caller's lowest level is obeyed",
+        _LADDER,
+        "for rung in RUNGS[self.rung.level + 1 : self.max_level + 1]:",
+        "for rung in RUNGS[self.rung.level + 1 :]:",
+        ("tests/test_ladder.py::test_the_caller_can_refuse_to_go_lower",),
+    ),
+    Mutant(
+        "a rung that frees nothing at the failed stage is passed over",
+        _LADDER,
+        "if failed_stage in rung.frees_memory_in and rung.apply",
+        "if rung.apply",
+        ("tests/test_plan.py::test_a_rung_that_frees_nothing_there_is_passed_over",),
+    ),
+    Mutant(
+        "a rung that changes an earlier stage's product restarts there",
+        _LADDER,
+        "return min(failed_stage, rung.restarts_at, key=ENGINE_STAGES.index)",
+        "return failed_stage",
+        ("tests/test_plan.py::test_a_lower_resolution_restarts_at_the_shape",),
+    ),
+    Mutant(
+        "only the failed stage is repeated",
+        _PIPELINE,
+        "return restart_stage(rung, stage)",
+        "return ENGINE_STAGES[0]",
+        ("tests/test_ladder.py::test_only_the_struck_stage_is_repeated",),
+    ),
+    Mutant(
+        "every failed attempt is in the answer",
+        _PIPELINE,
+        "attempts=made.attempts,",
+        "attempts=made.attempts[1:],",
+        ("tests/test_wiring.py::test_every_attempt_is_told",),
+    ),
+    Mutant(
+        "the degradation that is answered is the one that happened",
+        _PIPELINE,
+        "effective = {**descent.plan.quality(), **made.asset.effective}",
+        "effective = {**descent.requested.quality(), **made.asset.effective}",
+        ("tests/test_wiring.py::test_what_was_given_is_told",),
+    ),
+    Mutant(
+        "a value that the engine itself lowered is told",
+        _PIPELINE,
+        "effective = {**descent.plan.quality(), **made.asset.effective}",
+        "effective = descent.plan.quality()",
+        ("tests/test_wiring.py::test_what_was_given_is_told",),
+    ),
+    Mutant(
+        "the engine gives memory back before the next attempt",
+        _PIPELINE,
+        "        generation.reclaim()\n",
+        "",
+        ("tests/test_wiring.py::test_memory_is_reclaimed_between_attempts",),
+    ),
+    Mutant(
+        "the traceback of an out-of-memory error holds no arrays",
+        _PIPELINE,
+        "err.__traceback__ = None",
+        "kept = err  # noqa: F841",
+        ("tests/test_wiring.py::test_nothing_holds_the_arrays_of_a_failed_stage",),
+    ),
+    Mutant(
+        "a generation is closed however it ends",
+        _PIPELINE,
+        "            generation.close()",
+        "            pass",
+        ("tests/test_wiring.py::test_a_generation_is_closed_however_it_ends",),
+    ),
+    # --- the job boundary ---
+    Mutant(
+        "the event loop is never held",
+        _WORKER,
+        "        request = parse_request(payload)\n",
+        "        request = parse_request(payload)\n        time.sleep(0.4)\n",
+        ("tests/test_wiring.py::test_our_code_never_holds_the_event_loop",),
+    ),
+    Mutant(
+        "waiting for the last progress update does not hold the loop",
+        _WORKER,
+        "await asyncio.to_thread(progress.close)",
+        "progress.close()",
+        ("tests/test_wiring.py::test_a_slow_progress_update_does_not_hold_the_loop",),
+    ),
+    Mutant(
+        "no progress comes after the result",
+        "trellis_runtime/worker/progress.py",
+        "self._thread.join(timeout=10)",
+        "pass",
+        ("tests/test_wiring.py::test_a_slow_progress_update_does_not_hold_the_loop",),
+    ),
+    Mutant(
+        "progress stays well below 1 until the result",
+        "trellis_runtime/worker/progress.py",
+        "        if fraction > _LAST_PROGRESS:\n            return\n",
+        "",
+        ("tests/test_wiring.py::test_progress_ends_below_the_result",),
+    ),
+    Mutant(
+        "the platform's time-out is capped by ours",
+        _WORKER,
+        "return min(stated / 1000, default) if usable",
+        "return stated / 1000 if usable",
+        ("tests/test_wiring.py::test_the_platforms_time_is_capped_by_ours",),
+    ),
+    Mutant(
+        "the platform's time-out is in milliseconds",
+        _WORKER,
+        "return min(stated / 1000, default) if usable",
+        "return min(stated, default) if usable",
+        ("tests/test_wiring.py::test_the_platforms_time_is_capped_by_ours",),
+    ),
+    Mutant(
+        "a seed that is not given comes from the job's id",
+        _WORKER,
+        "os.urandom(8) if job_id in _LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()",
+        "os.urandom(8)",
+        (
+            "tests/test_worker.py::test_a_seed_is_drawn_from_the_jobs_id_so_that_a_retry_is_the_same_truth",
+        ),
+    ),
+    Mutant(
+        "what nobody foresaw is answered without its text",
+        _WORKER,
+        'InternalError("the worker failed; see its log")',
+        "InternalError(str(__import__('sys').exc_info()[1]))",
+        ("tests/test_worker.py::test_what_nobody_foresaw_is_answered_without_its_secrets",),
+    ),
+    Mutant(
+        "a stopped job's slot stays closed until its thread has left",
+        _WORKER,
+        "            scope.cancel()\n            cancelled = err\n",
+        "            scope.cancel()\n            raise\n",
+        (
+            "tests/test_worker.py::test_a_cancelled_jobs_slot_stays_closed_until_its_thread_has_left",
+        ),
+    ),
+    Mutant(
+        "a stopped job is told to stop",
+        _SCOPE,
+        "        self._cancelled.set()",
+        "        pass",
+        ("tests/test_fetch.py::test_a_stopped_job_stops_its_download",),
+    ),
+    Mutant(
+        "a defunct worker asks to be replaced",
+        _WORKER,
+        'answer["refresh_worker"] = True',
+        'answer["refresh_worker"] = False',
+        ("tests/test_worker.py::test_a_poisoned_worker_never_becomes_ready_again",),
+    ),
+    Mutant(
+        "a process recycles itself after as many jobs as set",
+        _ADMISSION,
+        "spent = 0 < self._limits.jobs_per_process <= self._served",
+        "spent = False",
+        ("tests/test_worker.py::test_the_worker_is_recycled_after_as_many_jobs_as_set",),
+    ),
+    # --- admission ---
+    Mutant(
+        "rejections count in a row only: a success resets them",
+        _ADMISSION,
+        "    def note_success(self) -> None:\n        self._rejected_in_a_row = 0",
+        "    def note_success(self) -> None:\n        pass",
+        ("tests/test_wiring.py::test_rejections_count_only_in_a_row[success]",),
+    ),
+    Mutant(
+        "rejections count in a row only: another failure resets them",
+        _ADMISSION,
+        "        elif not isinstance(err, WorkerBusy | WorkerStopping):\n"
+        "            self._rejected_in_a_row = 0\n",
+        "",
+        ("tests/test_wiring.py::test_rejections_count_only_in_a_row[failure]",),
+    ),
+    Mutant(
+        "a job is refused when the queue is full",
+        _ADMISSION,
+        "return self._in_hand >= self._limits.room",
+        "return self._in_hand > self._limits.room",
+        ("tests/test_worker.py::test_fifty_at_once_are_bounded_and_the_rest_told_to_come_again",),
+    ),
+    Mutant(
+        "a draining worker takes no job",
+        _ADMISSION,
+        "if state in (State.DRAINING, State.DEFUNCT, State.STARTING):",
+        "if state in (State.DEFUNCT, State.STARTING):",
+        ("tests/test_wiring.py::test_a_draining_worker_takes_no_job",),
+    ),
+    Mutant(
+        "SIGTERM cancels the poll that could take another job",
+        "trellis_runtime/worker/drain.py",
+        "            self._polling.cancel()",
+        "            pass",
+        ("tests/test_wiring.py::test_draining_ends_the_poll_after_the_jobs_in_hand",),
+    ),
+    Mutant(
+        "SIGTERM waits for the jobs in hand",
+        "trellis_runtime/worker/drain.py",
+        "        if self._jobs:\n",
+        "        if False:\n",
+        ("tests/test_wiring.py::test_draining_ends_the_poll_after_the_jobs_in_hand",),
+    ),
+    Mutant(
+        "too little disk refuses a job before it starts",
+        _ADMISSION,
+        "            raise DiskFull(shortage)",
+        "            pass",
+        ("tests/test_worker.py::test_a_full_disk_refuses_the_job_before_it_starts",),
+    ),
+    # --- delivery ---
+    Mutant(
+        "an address inside a private network is not visited",
+        _FETCH,
+        "            if not is_public(address, self.limits):",
+        "            if False:",
+        (
+            "tests/test_fetch.py::test_the_address_is_checked_at_the_connection_itself",
+            "tests/test_fetch.py::test_one_private_address_among_several_is_enough_to_refuse",
+        ),
+    ),
+    Mutant(
+        "IPv4 inside IPv6 is judged as IPv4",
+        _FETCH,
+        "        if inner is not None:\n            return is_public(inner, limits)\n",
+        "",
+        ("tests/test_fetch.py::test_every_non_global_ipv4_is_refused_in_all_its_disguises",),
+    ),
+    Mutant(
+        "the environment's proxies are not used",
+        _FETCH,
+        "session.trust_env = False",
+        "session.trust_env = True",
+        ("tests/test_fetch.py::test_proxies_of_the_environment_are_not_used",),
+    ),
+    Mutant(
+        "a body is capped by its real size",
+        _FETCH,
+        "too_large = size > max_bytes",
+        "too_large = False",
+        ("tests/test_fetch.py::test_a_compressed_body_is_capped_by_its_real_size",),
+    ),
+    Mutant(
+        "an upload follows no redirect",
+        _FETCH,
+        "allow_redirects=False",
+        "allow_redirects=True",
+        ("tests/test_fetch.py::test_an_upload_obeys_the_same_rules",),
+    ),
+    Mutant(
+        "what arrived in the bucket is compared by size",
+        "trellis_runtime/delivery/s3.py",
+        "    if size != len(data):",
+        "    if False:",
+        ("tests/test_wiring.py::test_what_a_bucket_holds_is_verified[size]",),
+    ),
+    Mutant(
+        "what arrived in the bucket is compared by checksum",
+        "trellis_runtime/delivery/s3.py",
+        "    if sha256 is not None and",
+        "    if False and",
+        ("tests/test_wiring.py::test_what_a_bucket_holds_is_verified[checksum]",),
+    ),
+    Mutant(
+        "an id that is no plain name cannot leave its folder",
+        "trellis_runtime/delivery/storage.py",
+        "    if _PLAIN_ID.fullmatch(job_id):",
+        "    if True:",
+        ("tests/test_delivery.py::test_a_jobs_id_cannot_leave_its_folder",),
+    ),
+    Mutant(
+        "a file appears under its final name whole or not at all",
+        "trellis_runtime/delivery/storage.py",
+        "            _write_flushed(partial, data)\n            partial.replace(final)\n",
+        "            _write_flushed(final, data)\n",
+        ("tests/test_wiring.py::test_a_file_that_cannot_be_finished_leaves_the_old_one",),
+    ),
+    Mutant(
+        "a job that fails while it is stored leaves nothing",
+        _PIPELINE,
+        "        store.discard()\n",
+        "",
+        ("tests/test_wiring.py::test_a_job_whose_answer_is_refused_leaves_no_file",),
+    ),
+    Mutant(
+        "an answer too large for the platform is refused",
+        "trellis_runtime/delivery/choose.py",
+        "    if len(encoded) > max_bytes:",
+        "    if False:",
+        ("tests/test_wiring.py::test_an_answer_over_the_platforms_size_is_refused",),
+    ),
+    # --- pictures and files ---
+    Mutant(
+        "pixels are counted before they are decoded",
+        _IMAGES,
+        "    if width * height > limits.max_pixels:",
+        "    if False:",
+        ("tests/test_images.py::test_too_many_pixels_are_refused_before_they_are_decoded",),
+    ),
+    Mutant(
+        "the encoded picture has a limit in bytes",
+        _IMAGES,
+        "    if len(encoded) > limits.max_bytes:",
+        "    if False:",
+        ("tests/test_images.py::test_the_limit_on_bytes_holds_before_and_after_decoding",),
+    ),
+    Mutant(
+        "a photograph is turned upright",
+        _IMAGES,
+        "upright = ImageOps.exif_transpose(image)",
+        "upright = image",
+        ("tests/test_images.py::test_exif_rotation_is_applied",),
+    ),
+    Mutant(
+        "an opaque material carries no alpha",
+        _WRITER,
+        'if asset.alpha_mode == "OPAQUE":',
+        "if False:",
+        ("tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",),
+    ),
+    Mutant(
+        "the metallic-roughness map is lossless",
+        _WRITER,
+        "jobs.append((asset.metallic_roughness, texture_format, True))",
+        "jobs.append((asset.metallic_roughness, texture_format, False))",
+        ("tests/test_glb.py::test_metallic_roughness_is_lossless_and_base_colour_close",),
+    ),
+    Mutant(
+        "an index points to a vertex",
+        _READER,
+        "if len(indices) and int(indices.max()) >= len(positions):",
+        "if False:",
+        ("tests/test_glb.py::test_an_index_out_of_range_is_noticed",),
+    ),
+    Mutant(
+        "an accessor's bounds are those of its data",
+        _READER,
+        "if real is None or wanted.shape != real.shape or not np.array_equal(wanted, real):",
+        "if False:",
+        ("tests/test_glb.py::test_bounds_that_are_not_those_of_the_data_are_noticed",),
+    ),
+    Mutant(
+        "a mesh with coordinates that are not finite is rejected",
+        "trellis_runtime/assets/mesh.py",
+        "    if not np.isfinite(vertices).all():",
+        "    if False:",
+        ("tests/test_mesh.py::test_a_mesh_that_cannot_be_delivered_is_rejected",),
+    ),
+    # --- the contract and the server ---
+    Mutant(
+        "a refusal does not repeat a secret",
+        "trellis_runtime/contract/request.py",
+        '_SECRET_FIELDS = {"image", "image_url", "upload_url"}',
+        "_SECRET_FIELDS: set[str] = set()",
+        ("tests/test_schema.py::test_a_refusal_shows_neither_image_nor_query",),
+    ),
+    Mutant(
+        "a field that nobody knows is refused",
+        "trellis_runtime/contract/wire.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        ("tests/test_schema.py::test_a_refusal_names_the_field_the_value_and_the_limit",),
+    ),
+    Mutant(
+        "a bucket that is half set fails at start",
+        "trellis_runtime/settings.py",
+        "        problems += _half_set_bucket(environ)\n",
+        "",
+        ("tests/test_settings.py::test_a_half_set_bucket_fails_at_start",),
+    ),
+    Mutant(
+        "a variable with a typo fails at start",
+        "trellis_runtime/settings.py",
+        "        problems = _unknown_names(environ)\n",
+        "        problems: list[str] = []\n",
+        ("tests/test_settings.py::test_every_problem_is_reported_at_once_with_its_name_and_value",),
+    ),
+    Mutant(
+        "a token guards the server",
+        "trellis_runtime/server/guards.py",
+        "if not hmac.compare_digest(",
+        "if False and not hmac.compare_digest(",
+        ("tests/test_wiring.py::test_a_wrong_token_is_refused",),
+    ),
+    Mutant(
+        "a body past the limit is refused",
+        "trellis_runtime/server/guards.py",
+        "if length.isdigit() and int(length) > served.max_body:",
+        "if False:",
+        ("tests/test_wiring.py::test_a_body_over_the_limit_is_refused",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = _CORE
