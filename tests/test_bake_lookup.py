@@ -90,6 +90,20 @@ def test_nearest_points_are_the_same_whatever_is_taken_for_near() -> None:
         assert np.linalg.norm(found - point) == pytest.approx(away, abs=1e-6)
 
 
+def test_a_tree_in_slabs_finds_the_same_points() -> None:
+    shape = make_shape("plant", 48)
+    vertices, faces = torch.from_numpy(shape.vertices), torch.from_numpy(shape.faces)
+    points = torch.rand(3000, 3, generator=torch.Generator().manual_seed(4)) * 1.4 - 0.7
+    whole = Surface(vertices, faces).project(points, 3 / 48)
+    for budget in (len(faces) * 60, len(faces) * 9):  # four slabs, some twenty
+        slabs = Surface(vertices, faces)
+        found = slabs.project(points, 3 / 48, budget)
+        away, wanted = (found - points).norm(dim=1), (whole - points).norm(dim=1)
+        assert torch.allclose(away, wanted, atol=1e-6)
+        assert slabs._bvh is None  # none was kept
+    assert torch.equal(Surface(vertices, faces).project(points, 3 / 48, 1 << 30), whole)
+
+
 def test_bytes_are_rounded_and_all_maps_come_from_one_pass() -> None:
     assert as_bytes(torch.tensor([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 0.5, 254.6 / 255, 3])).tolist() == [
         0, 0, 0, 1, 128, 255, 255,

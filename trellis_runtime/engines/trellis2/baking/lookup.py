@@ -17,13 +17,20 @@ class VoxelAttributeLookup:
 
     surface: the surface as decoded, before holes are filled: all of it lies among voxels. coords
     (L, 3) int in cells of `resolution` a side of -0.5..0.5, attributes (L, 6) in 0..1.
+    tree_budget: bytes that the tree over the surface may take, else it is searched in slabs.
     """
 
     def __init__(
-        self, surface: Surface, coords: Tensor, attributes: Tensor, resolution: int
+        self,
+        surface: Surface,
+        coords: Tensor,
+        attributes: Tensor,
+        resolution: int,
+        tree_budget: int | None = None,
     ) -> None:
         self._surface = surface
         self._resolution = resolution
+        self._tree_budget = tree_budget
         self._voxels = VoxelGrid(coords, attributes, resolution)
 
     @property
@@ -46,9 +53,11 @@ class VoxelAttributeLookup:
         step = max(1024, budget // _BYTES_PER_POINT)
         for start in range(0, len(points), step):
             part = slice(start, start + step)
-            out[part] = self._look_up(points[part])
+            on_surface = self.on_surface(points[part])
+            out[part] = self._voxels.sample((on_surface + 0.5) * self._resolution)
         return out
 
-    def _look_up(self, points: Tensor) -> Tensor:
-        on_surface = self._surface.project(points, _NEAR_VOXELS / self._resolution)
-        return self._voxels.sample((on_surface + 0.5) * self._resolution)
+    def on_surface(self, points: Tensor) -> Tensor:
+        """Return the points (N, 3) of the decoded surface nearest to points (N, 3)."""
+        near = _NEAR_VOXELS / self._resolution
+        return self._surface.project(points, near, self._tree_budget)

@@ -9,7 +9,8 @@ million faces). NVIDIA Warp builds one on the GPU.
 from typing import Any
 
 import warp
-from torch import Tensor, empty, float32, int32
+from torch import Tensor, arange, empty, float32, int32, zeros
+from torch import bool as bool_
 
 from trellis_runtime.engines.trellis2.device.vram import require_free
 
@@ -58,13 +59,16 @@ def _project(
     near: warp.float32,
     far: warp.float32,
     projected: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
+    missed: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
 ) -> None:
     i = warp.tid()
     projected[i] = points[i]
+    missed[i] = 1
     found = warp.mesh_query_point_no_sign(mesh, points[i], near)
-    if not found.result:
+    if not found.result and far > near:
         found = warp.mesh_query_point_no_sign(mesh, points[i], far)
     if found.result:
+        missed[i] = 0
         projected[i] = warp.mesh_eval_position(mesh, found.face, found.u, found.v)
 
 
@@ -103,17 +107,44 @@ class Surface:
         self._launch(_closest_point, points, outputs)
         return faces, weights
 
-    def project(self, points: Tensor, near: float) -> Tensor:
+    def project(self, points: Tensor, near: float, budget: int | None = None) -> Tensor:
         """Return the nearest points (N, 3) of the surface to points (N, 3).
 
         `near`: how far most of them are away at most; those farther are asked again, unbounded.
+        `budget`: bytes that a tree may take. Where one over all faces takes more, trees over slabs
+        of the surface are built one after another, and none is kept.
         """
         points = points.to(float32).contiguous()
-        projected = empty((len(points), 3), device=points.device)
-        given = [self._built().id, warp.from_torch(points, dtype=warp.vec3), near, _FAR]
-        output = warp.from_torch(projected, dtype=warp.vec3)
-        launch(_project, len(points), [*given, output], points)
-        return projected
+        slabs = 1 if budget is None else -(-len(self.faces) * _BUILD_BYTES_PER_FACE // budget)
+        if slabs <= 1 or self._bvh is not None:
+            return _projected(self._built(), points, near, _FAR)[0]
+        out, left = points.clone(), arange(len(points), device=points.device)
+        while len(left) and near < _FAR:
+            out[left], missed = self._project_by_slabs(points[left], near, slabs)
+            left, near = left[missed], 4 * near
+        return out
+
+    def _project_by_slabs(self, points: Tensor, near: float, slabs: int) -> tuple[Tensor, Tensor]:
+        """Return the nearest points (N, 3) within `near`, and (N,) bool: for which there is none.
+
+        A slab's tree holds all faces that come within `near` of the slab, so that what it finds
+        for a point in it is the nearest of all.
+        """
+        extent = self.vertices.amax(0) - self.vertices.amin(0)
+        axis = int(extent.argmax())
+        along = self.vertices[:, axis][self.faces.long()]
+        low, high = along.amin(1), along.amax(1)
+        cuts = low.sort().values[:: max(1, -(-len(low) // slabs))].tolist()
+        out, missed = points.clone(), zeros(len(points), dtype=bool_, device=points.device)
+        for start, end in zip([-_FAR, *cuts[1:]], [*cuts[1:], _FAR], strict=True):
+            here = ((points[:, axis] >= start) & (points[:, axis] < end)).nonzero()[:, 0]
+            some = self.faces[(high >= start - near) & (low <= end + near)]
+            if len(here) and len(some):
+                found = _projected(self._tree_over(some), points[here].contiguous(), near, near)
+                out[here], missed[here] = found
+            else:
+                missed[here] = True
+        return out, missed
 
     def _built(self) -> warp.Mesh:
         """Return the tree; called in torch's order.
@@ -122,18 +153,31 @@ class Surface:
         goes on, and leaves the device with an illegal memory access.
         """
         if self._bvh is None:
-            if self.vertices.is_cuda:
-                require_free("the surface's tree", len(self.faces) * _BUILD_BYTES_PER_FACE)
-            self._bvh = warp.Mesh(
-                points=warp.from_torch(self.vertices, dtype=warp.vec3),
-                indices=warp.from_torch(self.faces.reshape(-1), dtype=warp.int32),
-                bvh_constructor="lbvh" if self.vertices.is_cuda else "sah",
-            )
+            self._bvh = self._tree_over(self.faces)
         return self._bvh
+
+    def _tree_over(self, faces: Tensor) -> warp.Mesh:
+        if faces.is_cuda:
+            require_free("the surface's tree", len(faces) * _BUILD_BYTES_PER_FACE)
+        return warp.Mesh(
+            points=warp.from_torch(self.vertices, dtype=warp.vec3),
+            indices=warp.from_torch(faces.reshape(-1), dtype=warp.int32),
+            bvh_constructor="lbvh" if faces.is_cuda else "sah",
+        )
 
     def _launch(self, kernel: Any, points: Tensor, outputs: list[Any]) -> None:
         given = [self._built().id, warp.from_torch(points, dtype=warp.vec3), _FAR]
         launch(kernel, len(points), [*given, *outputs], points)
+
+
+def _projected(mesh: warp.Mesh, points: Tensor, near: float, far: float) -> tuple[Tensor, Tensor]:
+    """Return the nearest points (N, 3), and (N,) bool: for which there is none within `far`."""
+    projected = empty((len(points), 3), device=points.device)
+    missed = empty(len(points), dtype=int32, device=points.device)
+    given = [mesh.id, warp.from_torch(points, dtype=warp.vec3), near, far]
+    outputs = [warp.from_torch(projected, dtype=warp.vec3), warp.from_torch(missed)]
+    launch(_project, len(points), [*given, *outputs], points)
+    return projected, missed > 0
 
 
 def launch(kernel: Any, threads: int, arguments: list[Any], on: Tensor) -> None:

@@ -65,7 +65,7 @@ def measure_quality(
     faces = baked.faces.long()
     face, weights = random_points(baked.vertices, faces, points)
     at = _mixed(baked.vertices, faces, face, weights)
-    away = _distances(at, lookup.surface, lookup.resolution)
+    away = (lookup.on_surface(at) - at).norm(dim=1) * lookup.resolution
     area = float(_areas(baked.vertices, faces).sum())
     decoded = float(_areas(lookup.surface.vertices, lookup.surface.faces.long()).sum())
     shape = _topology(baked.vertices, faces, lookup.resolution) | {
@@ -119,18 +119,13 @@ def _areas(vertices: Tensor, faces: Tensor) -> Tensor:
     return torch.cat(parts) if parts else vertices.new_zeros(0).double()
 
 
-def _distances(points: Tensor, surface: Surface, resolution: int) -> Tensor:
-    """Return how far points (N, 3) are from `surface`, in voxels."""
-    there = surface.project(points, _NEAR_VOXELS / resolution)
-    return (there - points).norm(dim=1) * resolution
-
-
 def _missed(baked: Baked, lookup: VoxelAttributeLookup, points: int) -> float:
     decoded = lookup.surface
     faces = decoded.faces.long()
     at = _mixed(decoded.vertices, faces, *random_points(decoded.vertices, faces, points))
     asset = Surface(baked.vertices.float(), baked.faces.int())
-    return float(_distances(at, asset, lookup.resolution).mean())
+    there = asset.project(at, _NEAR_VOXELS / lookup.resolution)
+    return float((there - at).norm(dim=1).mean()) * lookup.resolution
 
 
 def _topology(vertices: Tensor, faces: Tensor, resolution: int) -> dict[str, float | int]:

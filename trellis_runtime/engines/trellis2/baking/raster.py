@@ -39,6 +39,7 @@ _STRAY = 2.0  # times the mean texel's size on the surface that a texel's distan
 _BYTES_PER_TEXEL = 8
 _BYTES_PER_POINT = 64
 _LARGEST = 0x7FFFFFFFFFFFFFFF
+_FREE = 0x7FFFFFFF
 
 warp.set_module_options({"fuse_fp": False, "enable_backward": False})
 
@@ -88,7 +89,7 @@ def _cover(
     first_rows: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
     side: warp.int32,
     owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    hits: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
+    hits: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
 ) -> None:
     """One row of texels of one face: `corners` (F, 6) turn counter-clockwise."""
     thread = warp.int64(warp.tid())
@@ -99,6 +100,7 @@ def _cover(
     cx, cy = corners[face, 4], corners[face, 5]
     unit, half = warp.int64(_UNIT), warp.int64(_HALF)
     y = warp.int64(row) * unit + half
+    count = warp.int32(0)
     for column in range(_first(_lowest(ax, bx, cx)), _end(_highest(ax, bx, cx), side)):
         x = warp.int64(column) * unit + half
         inside = _within(_side(ax, ay, bx, by, x, y), bx - ax, by - ay)
@@ -106,7 +108,9 @@ def _cover(
         inside = inside and _within(_side(cx, cy, ax, ay, x, y), ax - cx, ay - cy)
         if inside:
             warp.atomic_min(owners, row * side + column, warp.int32(face))
-            warp.atomic_add(hits, row * side + column, 1)
+            count += 1
+    if count > 0:
+        warp.atomic_add(hits, 0, warp.int64(count))
 
 
 @warp.func
@@ -160,7 +164,7 @@ def _touch(
     y = warp.int64(row) * unit + half
     low, high = _lowest(ax, bx, cx) - reach, _highest(ax, bx, cx) + reach
     for column in range(_first(low), _end(high, side)):
-        if owners[row * side + column] == 0x7FFFFFFF:
+        if owners[row * side + column] == _FREE:
             x = warp.int64(column) * unit + half
             apart = _clear(_side(ax, ay, bx, by, x, y), bx - ax, by - ay)
             apart = apart or _clear(_side(bx, by, cx, cy, x, y), cx - bx, cy - by)
@@ -247,7 +251,7 @@ class Raster:
 
     owners (S, S) int32: the face whose inside holds the texel's centre; -2 - f where no face does
     but face f is the nearest within a texel (a gutter that filtering reads); `NONE` elsewhere. v
-    grows downwards with the row. overlap: how many centres more than one face covers.
+    grows downwards with the row. overlap: how often a centre is covered once more.
     """
 
     owners: Tensor
@@ -329,16 +333,15 @@ def rasterize(
     faces = faces.int().contiguous()
     # Which way a face turns is looked up in UV; `faces` are turned with it, for weights to fit.
     corners, faces, twice = _corners(uvs, faces, size)
-    owners = torch.full((size * size,), 0x7FFFFFFF, dtype=torch.int32, device=uvs.device)
-    hits = torch.zeros_like(owners)
+    owners = torch.full((size * size,), _FREE, dtype=torch.int32, device=uvs.device)
+    hits = torch.zeros(1, dtype=torch.int64, device=uvs.device)
     real = twice != 0
     _run(_cover, corners, real, size, 0, [owners, hits])
-    overlap = int((hits > 1).sum())
-    hits = hits.new_zeros(0)
+    overlap = int(hits) - int((owners != _FREE).sum())
     rows = max(1, budget // (_BYTES_PER_TEXEL * size))
     for start in range(0, size, rows):
         _touch_band(corners, real, owners, size, start, min(size, start + rows))
-    owners[owners == 0x7FFFFFFF] = NONE
+    owners[owners == _FREE] = NONE
     vertices = vertices.float().contiguous()
     texel = _texel_size(vertices, faces, twice)
     return Raster(owners.reshape(size, size), overlap, corners, vertices, faces, texel)
@@ -346,7 +349,7 @@ def rasterize(
 
 def _corners(uvs: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return corners (F, 6) int64 and faces, turned counter-clockwise, and twice the area (F,)."""
-    fixed = (uvs.double().clamp(-1, 2) * (size * _UNIT)).round().long()
+    fixed = (uvs.double().nan_to_num(0.0).clamp(-1, 2) * (size * _UNIT)).round().long()
     corners = fixed[faces.long()]
     (ax, ay), (bx, by), (cx, cy) = (corners[:, i].unbind(1) for i in range(3))
     twice = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)

@@ -127,19 +127,23 @@ class VoxelGrid:
 
     def __init__(self, cells: Tensor, values: Tensor, resolution: int) -> None:
         warp.init()  # does its work once
+        self._given = cells, values
+        self._resolution = resolution
         self._across = -(-resolution // _BRICK)
-        cells = cells.long()
-        brick, bit = cells >> 2, cells & 3
-        keys = (brick[:, 0] * self._across + brick[:, 1]) * self._across + brick[:, 2]
-        keys = keys * 64 + (bit[:, 0] * 16 + bit[:, 1] * 4 + bit[:, 2])
-        keys, order = keys.sort(stable=True)
+        keys, order = self._keys(cells).sort(stable=True)
         fresh = torch.ones_like(keys, dtype=torch.bool)
         fresh[1:] = keys[1:] != keys[:-1]  # of a cell given twice the first counts
-        keys, order = keys[fresh], order[fresh]
-        self._cells = cells[order].int()
-        self._values = values[order].float().contiguous()
-        self._resolution = resolution
-        self._index(keys)
+        self._values = values[order[fresh]].float().contiguous()
+        self._index(keys[fresh])
+
+    def _keys(self, cells: Tensor) -> Tensor:
+        """Return numbers (L,) int64 that sort cells by brick, and then by bit."""
+        brick = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
+        bit = torch.zeros_like(brick)
+        for along in cells.unbind(1):
+            brick.mul_(self._across).add_(along >> 2)
+            bit.mul_(_BRICK).add_(along & 3)
+        return brick.mul_(64).add_(bit)
 
     def _index(self, keys: Tensor) -> None:
         found, place, number = torch.unique_consecutive(
@@ -165,7 +169,7 @@ class VoxelGrid:
         launch(_sample, len(points), [self._bricks(), *arrays, *outputs], points)
         missing = lost.nonzero()[:, 0]
         if len(missing):
-            out[missing] = self._values[self._nearest(points[missing])]
+            out[missing] = self._nearest(points[missing])
         return out
 
     def _bricks(self) -> _Bricks:
@@ -177,9 +181,9 @@ class VoxelGrid:
         return grid
 
     def _nearest(self, points: Tensor) -> Tensor:
-        """Return the rows (N,) of the cells nearest to points far from all of them."""
-        centres = self._cells + 0.5
+        """Return the values (N, C) of the cells nearest to points far from all of them."""
+        cells, values = self._given
+        centres = cells + 0.5
         step = max(1, _BLOCK_PAIRS // len(centres))
-        return torch.cat(
-            [torch.cdist(some, centres).argmin(1) for some in torch.split(points, step)]
-        )
+        rows = [torch.cdist(some, centres).argmin(1) for some in torch.split(points, step)]
+        return values[torch.cat(rows)].float()
