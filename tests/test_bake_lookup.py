@@ -10,7 +10,7 @@ import trimesh
 from benchmarks.shapes import make_shape
 from trellis_runtime.engines.trellis2.baking.lookup import VoxelAttributeLookup
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
-from trellis_runtime.engines.trellis2.baking.raster import rasterize
+from trellis_runtime.engines.trellis2.baking.raster import Raster, rasterize
 from trellis_runtime.engines.trellis2.baking.texels import as_bytes, bake_texels, split_maps
 from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
 
@@ -115,8 +115,8 @@ def test_bytes_are_rounded_and_all_maps_come_from_one_pass() -> None:
     lookup = VoxelAttributeLookup(Surface(corners, faces.int()), cells, values, 8)
     uvs = torch.tensor([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]])
     raster = rasterize(corners, faces, uvs, 64)
-    texels = bake_texels(raster, lookup)
-    assert torch.equal(texels, bake_texels(raster, lookup, budget=4096))
+    texels = bake_texels(raster, lookup, fit=False)
+    assert torch.equal(texels, bake_texels(raster, lookup, budget=4096, fit=False))
     block = raster.covered.reshape(-1).nonzero()[:, 0]
     wanted = renormalised(
         cells.numpy(), values.double().numpy(), ((raster.points(block) + 0.5) * 8).numpy()
@@ -128,3 +128,57 @@ def test_bytes_are_rounded_and_all_maps_come_from_one_pass() -> None:
     assert np.array_equal(maps.base_color, texels[..., [0, 1, 2, 5]].numpy())
     assert np.array_equal(maps.metallic_roughness[..., 1:], texels[..., [4, 3]].numpy())
     assert split_maps(texels, alpha=False).base_color.shape == (64, 64, 3)
+
+
+def square_of_noise(
+    size: int,
+) -> tuple[VoxelAttributeLookup, Raster, torch.Tensor, torch.Tensor]:
+    """A flat square whose voxels all differ; a random point's texture and wanted values too."""
+    generator = torch.Generator().manual_seed(3)
+    cells = torch.stack(torch.meshgrid(*[torch.arange(16)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    values = torch.rand(len(cells), 6, generator=generator)
+    values[:, 5] = 1
+    corners = torch.tensor([[-0.4, -0.4, 0.0], [0.4, -0.4, 0.1], [0.4, 0.4, 0.2], [-0.4, 0.4, 0.1]])
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    lookup = VoxelAttributeLookup(Surface(corners, faces.int()), cells, values, 16)
+    uvs = torch.tensor([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]])
+    at = torch.rand(20_000, 2, generator=generator)
+    points = torch.cat([at * 0.8 - 0.4, at.sum(1, keepdim=True) * 0.1], 1)
+    return lookup, rasterize(corners, faces, uvs, size), at * 0.8 + 0.1, lookup(points)
+
+
+def filtered_error(texels: torch.Tensor, at: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    image = texels.permute(2, 0, 1)[None].float() / 255
+    seen = torch.nn.functional.grid_sample(image, (at * 2 - 1)[None, None], align_corners=False)
+    return (seen[0, :, 0].T - wanted).double()
+
+
+@pytest.mark.parametrize(("size", "gain_db"), [(32, 1.5), (64, 2.0)])
+def test_fitted_texels_are_nearer_where_filtering_reads_between_them(
+    size: int, gain_db: float
+) -> None:
+    lookup, raster, at, wanted = square_of_noise(size)
+    plain, fitted = (bake_texels(raster, lookup, fit=fit) for fit in (False, True))
+    before, after = (filtered_error(t, at, wanted)[:, :5].square().mean() for t in (plain, fitted))
+    assert float(10 * torch.log10(before / after)) > gain_db
+    assert torch.equal(plain[..., 5], fitted[..., 5])  # opaque stays opaque
+    assert bool((fitted[..., 5] == 255).all())
+    for budget in (1, 1 << 15, 1 << 18):
+        assert torch.equal(bake_texels(raster, lookup, budget), fitted)
+
+
+def test_fitting_leaves_what_filtering_shows_rightly_as_it_is() -> None:
+    lookup, raster, at, _ = square_of_noise(64)
+    cells = torch.stack(torch.meshgrid(*[torch.arange(16)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    ramp = torch.cat([(cells + 0.5) / 16, (cells + 0.5) / 32], 1)
+    even = VoxelAttributeLookup(lookup.surface, cells, ramp, 16)
+    plain, fitted = (bake_texels(raster, even, fit=fit).int() for fit in (False, True))
+    inner = slice(10, -10)  # at the square's edge the surface ends, and texels beside it have more
+    changed = (plain - fitted)[inner, inner].abs()
+    assert int(changed.max()) <= 1  # linear colours need no fitting
+    assert float((changed > 0).double().mean()) < 0.01
+    points = torch.cat([(at - 0.5), (at - 0.1).sum(1, keepdim=True) / 8], 1)
+    errors = [filtered_error(t.to(torch.uint8), at, even(points)).abs() for t in (plain, fitted)]
+    middle = ((at > 0.2) & (at < 0.8)).all(1)
+    assert float(errors[1][middle].max()) < 0.6 / 255
+    assert float(errors[1].square().mean()) <= float(errors[0].square().mean())

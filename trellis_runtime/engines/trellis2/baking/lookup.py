@@ -53,9 +53,12 @@ class VoxelAttributeLookup:
         step = max(1024, budget // _BYTES_PER_POINT)
         for start in range(0, len(points), step):
             part = slice(start, start + step)
-            on_surface = self.on_surface(points[part])
-            out[part] = self._voxels.sample((on_surface + 0.5) * self._resolution)
+            out[part] = self.attributes_at(self.on_surface(points[part]))
         return out
+
+    def attributes_at(self, points: Tensor) -> Tensor:
+        """Return attributes (N, 6) of points (N, 3) that are on the surface already."""
+        return self._voxels.sample((points + 0.5) * self._resolution)
 
     def on_surface(self, points: Tensor) -> Tensor:
         """Return the points (N, 3) of the decoded surface nearest to points (N, 3)."""

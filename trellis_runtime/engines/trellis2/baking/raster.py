@@ -88,13 +88,20 @@ def _cover(
     ends: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
     first_rows: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
     side: warp.int32,
+    first: warp.int32,
+    last: warp.int32,
     owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
     hits: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
 ) -> None:
-    """One row of texels of one face: `corners` (F, 6) turn counter-clockwise."""
+    """One row of one face's texels, of rows `first` to `last` - 1.
+
+    corners (F, 6) turn counter-clockwise.
+    """
     thread = warp.int64(warp.tid())
     face = warp.lower_bound(ends, thread + warp.int64(1))
     row = first_rows[face] + warp.int32(ends[face] - thread) - 1
+    if row < first or row >= last:
+        return
     ax, ay = corners[face, 0], corners[face, 1]
     bx, by = corners[face, 2], corners[face, 3]
     cx, cy = corners[face, 4], corners[face, 5]
@@ -107,7 +114,7 @@ def _cover(
         inside = inside and _within(_side(bx, by, cx, cy, x, y), cx - bx, cy - by)
         inside = inside and _within(_side(cx, cy, ax, ay, x, y), ax - cx, ay - cy)
         if inside:
-            warp.atomic_min(owners, row * side + column, warp.int32(face))
+            warp.atomic_min(owners, (row - first) * side + column, warp.int32(face))
             count += 1
     if count > 0:
         warp.atomic_add(hits, 0, warp.int64(count))
@@ -164,7 +171,7 @@ def _touch(
     y = warp.int64(row) * unit + half
     low, high = _lowest(ax, bx, cx) - reach, _highest(ax, bx, cx) + reach
     for column in range(_first(low), _end(high, side)):
-        if owners[row * side + column] == _FREE:
+        if owners[row * side + column] == NONE:
             x = warp.int64(column) * unit + half
             apart = _clear(_side(ax, ay, bx, by, x, y), bx - ax, by - ay)
             apart = apart or _clear(_side(bx, by, cx, cy, x, y), cx - bx, cy - by)
@@ -203,8 +210,8 @@ def _place(
     corners: warp.array2d(dtype=warp.int64),  # type: ignore[valid-type]
     vertices: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
     faces: warp.array2d(dtype=warp.int32),  # type: ignore[valid-type]
-    owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
     texels: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
+    owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
     side: warp.int32,
     offset_x: warp.int32,
     offset_y: warp.int32,
@@ -214,7 +221,7 @@ def _place(
     """The point of each of `texels`; `longest`: how far one texel of distance may lead."""
     i = warp.tid()
     texel = warp.int32(texels[i])
-    face = owners[texel]
+    face = owners[i]
     if face < 0:
         face = -2 - face
     x = warp.int64(texel % side) * warp.int64(_UNIT) + warp.int64(_HALF + offset_x)
@@ -259,6 +266,7 @@ class Raster:
     corners: Tensor
     vertices: Tensor
     faces: Tensor
+    real: Tensor
     texel_size: float
     """Side of a mean texel on the surface, in the mesh's units."""
 
@@ -299,25 +307,43 @@ class Raster:
             if len(found):
                 yield found + start * self.size
 
-    def points(self, texels: Tensor, offset: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    def points(
+        self,
+        texels: Tensor,
+        offset: tuple[float, float] = (0.0, 0.0),
+        owners: Tensor | None = None,
+    ) -> Tensor:
         """Return the points (N, 3) float32 of `texels` (N,) int64, each of which has a place.
 
-        offset: x and y, in texels from the centre, for more than one sample a texel.
+        offset: x and y, in texels from the centre. owners (N,) int32: whose plane the points are
+        in, by default the texels' own.
         """
+        if owners is None:
+            owners = self.owners.reshape(-1)[texels]
         points = torch.empty((len(texels), 3), device=texels.device)
         shift = [round(part * _UNIT) for part in offset]
         inputs = [
             warp.from_torch(self.corners),
             warp.from_torch(self.vertices, dtype=warp.vec3),
             warp.from_torch(self.faces),
-            warp.from_torch(self.owners.reshape(-1)),
             warp.from_torch(texels),
+            warp.from_torch(owners),
             self.size,
             *shift,
             _STRAY * self.texel_size,
         ]
         launch(_place, len(texels), [*inputs, warp.from_torch(points, dtype=warp.vec3)], points)
         return points
+
+    def owners_at(self, offset: tuple[float, float], first: int, last: int) -> Tensor:
+        """Return the face (last - first, S) int32 that covers each texel's point at `offset`.
+
+        offset: x and y, in texels from the centre. first, last: which rows. `NONE` where no face
+        covers the point.
+        """
+        x, y = (round(part * _UNIT) for part in offset)
+        moved = self.corners - self.corners.new_tensor([x, y] * 3)
+        return _covering(moved, self.real, self.size, first, last)[0]
 
 
 def rasterize(
@@ -333,18 +359,26 @@ def rasterize(
     faces = faces.int().contiguous()
     # Which way a face turns is looked up in UV; `faces` are turned with it, for weights to fit.
     corners, faces, twice = _corners(uvs, faces, size)
-    owners = torch.full((size * size,), _FREE, dtype=torch.int32, device=uvs.device)
-    hits = torch.zeros(1, dtype=torch.int64, device=uvs.device)
     real = twice != 0
-    _run(_cover, corners, real, size, 0, [owners, hits])
-    overlap = int(hits) - int((owners != _FREE).sum())
+    owners, overlap = _covering(corners, real, size, 0, size)
     rows = max(1, budget // (_BYTES_PER_TEXEL * size))
     for start in range(0, size, rows):
         _touch_band(corners, real, owners, size, start, min(size, start + rows))
-    owners[owners == _FREE] = NONE
     vertices = vertices.float().contiguous()
     texel = _texel_size(vertices, faces, twice)
-    return Raster(owners.reshape(size, size), overlap, corners, vertices, faces, texel)
+    return Raster(owners, overlap, corners, vertices, faces, real, texel)
+
+
+def _covering(
+    corners: Tensor, real: Tensor, size: int, first: int, last: int
+) -> tuple[Tensor, int]:
+    """Return who covers the centres of rows `first` to `last` - 1, and how often once more."""
+    owners = torch.full((last - first, size), _FREE, dtype=torch.int32, device=corners.device)
+    hits = torch.zeros(1, dtype=torch.int64, device=corners.device)
+    _run(_cover, corners, real, size, 0, [first, last, owners, hits])
+    free = owners == _FREE
+    owners[free] = NONE
+    return owners, int(hits) - (owners.numel() - int(free.sum()))
 
 
 def _corners(uvs: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -369,7 +403,7 @@ def _run(
     number = torch.where(real, (last - first + 1).clamp(min=0), 0)
     ends = number.cumsum(0)
     rows = int(ends[-1]) if len(ends) else 0
-    given = [warp.from_torch(o) if isinstance(o, Tensor) else o for o in outputs]
+    given = [warp.from_torch(o.reshape(-1)) if isinstance(o, Tensor) else o for o in outputs]
     first_rows = first.int().contiguous()
     inputs = [warp.from_torch(t) for t in (corners, ends, first_rows)]
     launch(kernel, rows, [*inputs, size, *given], corners)
@@ -382,7 +416,7 @@ def _touch_band(
     nearest = torch.full(((last - first) * size,), _LARGEST, device=owners.device)
     _run(_touch, corners, real, size, _REACH, [first, last, owners, nearest])
     near = nearest != _LARGEST
-    band = owners[first * size : last * size]
+    band = owners[first:last].reshape(-1)
     band[near] = (-2 - (nearest[near] & 0xFFFFFFFF)).int()
 
 
