@@ -16,7 +16,7 @@ plane continued (weights outside 0..1), which lies on the neighbour's side of a 
 the nearest point of the chart: the mean of the two sides is then right at the seam itself.
 """
 
-# No `from __future__ import annotations` here: Warp reads the kernels' annotations as types.
+from __future__ import annotations
 
 import math
 from collections.abc import Iterator
@@ -28,228 +28,23 @@ import warp
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.nearest import launch
+from trellis_runtime.engines.trellis2.baking.raster_kernels import (
+    HALF,
+    NONE,
+    REACH,
+    UNIT,
+    cover,
+    place,
+    touch,
+)
 
-NONE = -1
-"""No face is near the texel."""
+__all__ = ["NONE", "Raster", "rasterize"]
 
-_UNIT = 1 << 16  # fixed-point steps in a texel
-_HALF = _UNIT // 2
-_REACH = _UNIT  # a texel farther than this from a face, along x or y, is not read beside it
 _STRAY = 2.0  # times the mean texel's size on the surface that a texel's distance may come to
 _BYTES_PER_TEXEL = 8
 _BYTES_PER_POINT = 64
 _LARGEST = 0x7FFFFFFFFFFFFFFF
 _FREE = 0x7FFFFFFF
-
-warp.set_module_options({"fuse_fp": False, "enable_backward": False})
-
-
-@warp.func
-def _side(
-    ax: warp.int64, ay: warp.int64, bx: warp.int64, by: warp.int64, x: warp.int64, y: warp.int64
-) -> warp.int64:
-    return (bx - ax) * (y - ay) - (by - ay) * (x - ax)
-
-
-@warp.func
-def _within(e: warp.int64, dx: warp.int64, dy: warp.int64) -> warp.bool:
-    zero = warp.int64(0)
-    if e != zero:
-        return e > zero
-    return dy < zero or (dy == zero and dx > zero)
-
-
-@warp.func
-def _lowest(a: warp.int64, b: warp.int64, c: warp.int64) -> warp.int64:
-    return warp.min(a, warp.min(b, c))
-
-
-@warp.func
-def _highest(a: warp.int64, b: warp.int64, c: warp.int64) -> warp.int64:
-    return warp.max(a, warp.max(b, c))
-
-
-@warp.func
-def _first(low: warp.int64) -> warp.int32:
-    """The first column of texels whose centre is at `low` or right of it."""
-    return warp.int32(warp.max(low + warp.int64(_HALF - 1), warp.int64(0)) / warp.int64(_UNIT))
-
-
-@warp.func
-def _end(high: warp.int64, side: warp.int32) -> warp.int32:
-    """The column after the last whose centre is at `high` or left of it."""
-    end = warp.int32(warp.max(high + warp.int64(_HALF), warp.int64(0)) / warp.int64(_UNIT))
-    return warp.min(end, side)
-
-
-@warp.kernel
-def _cover(
-    corners: warp.array2d(dtype=warp.int64),  # type: ignore[valid-type]
-    ends: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
-    first_rows: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    side: warp.int32,
-    first: warp.int32,
-    last: warp.int32,
-    owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    hits: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
-) -> None:
-    """One row of one face's texels, of rows `first` to `last` - 1.
-
-    corners (F, 6) turn counter-clockwise.
-    """
-    thread = warp.int64(warp.tid())
-    face = warp.lower_bound(ends, thread + warp.int64(1))
-    row = first_rows[face] + warp.int32(ends[face] - thread) - 1
-    if row < first or row >= last:
-        return
-    ax, ay = corners[face, 0], corners[face, 1]
-    bx, by = corners[face, 2], corners[face, 3]
-    cx, cy = corners[face, 4], corners[face, 5]
-    unit, half = warp.int64(_UNIT), warp.int64(_HALF)
-    y = warp.int64(row) * unit + half
-    count = warp.int32(0)
-    for column in range(_first(_lowest(ax, bx, cx)), _end(_highest(ax, bx, cx), side)):
-        x = warp.int64(column) * unit + half
-        inside = _within(_side(ax, ay, bx, by, x, y), bx - ax, by - ay)
-        inside = inside and _within(_side(bx, by, cx, cy, x, y), cx - bx, cy - by)
-        inside = inside and _within(_side(cx, cy, ax, ay, x, y), ax - cx, ay - cy)
-        if inside:
-            warp.atomic_min(owners, (row - first) * side + column, warp.int32(face))
-            count += 1
-    if count > 0:
-        warp.atomic_add(hits, 0, warp.int64(count))
-
-
-@warp.func
-def _share(ax: warp.int64, ay: warp.int64, bx: warp.int64, by: warp.int64, x: warp.int64,
-           y: warp.int64) -> warp.float64:  # fmt: skip
-    """How far along a -> b the point nearest to (x, y) lies, 0..1."""
-    dx, dy = warp.float64(bx - ax), warp.float64(by - ay)
-    along = dx * warp.float64(x - ax) + dy * warp.float64(y - ay)
-    square = dx * dx + dy * dy
-    if square <= warp.float64(0.0):
-        return warp.float64(0.0)
-    return warp.clamp(along / square, warp.float64(0.0), warp.float64(1.0))
-
-
-@warp.func
-def _distance2(ax: warp.int64, ay: warp.int64, bx: warp.int64, by: warp.int64, x: warp.int64,
-               y: warp.int64) -> warp.float64:  # fmt: skip
-    share = _share(ax, ay, bx, by, x, y)
-    ox = warp.float64(ax - x) + share * warp.float64(bx - ax)
-    oy = warp.float64(ay - y) + share * warp.float64(by - ay)
-    return ox * ox + oy * oy
-
-
-@warp.func
-def _clear(e: warp.int64, dx: warp.int64, dy: warp.int64) -> warp.bool:
-    """Whether the square of the texel's reach lies wholly outside this edge."""
-    return e + (warp.abs(dx) + warp.abs(dy)) * warp.int64(_REACH) <= warp.int64(0)
-
-
-@warp.kernel
-def _touch(
-    corners: warp.array2d(dtype=warp.int64),  # type: ignore[valid-type]
-    ends: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
-    first_rows: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    side: warp.int32,
-    first: warp.int32,
-    last: warp.int32,
-    owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    nearest: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
-) -> None:
-    """As `_cover`, for rows `first` to `last` - 1, within reach of the face; no owner yet."""
-    thread = warp.int64(warp.tid())
-    face = warp.lower_bound(ends, thread + warp.int64(1))
-    row = first_rows[face] + warp.int32(ends[face] - thread) - 1
-    if row < first or row >= last:
-        return
-    ax, ay = corners[face, 0], corners[face, 1]
-    bx, by = corners[face, 2], corners[face, 3]
-    cx, cy = corners[face, 4], corners[face, 5]
-    unit, half, reach = warp.int64(_UNIT), warp.int64(_HALF), warp.int64(_REACH)
-    y = warp.int64(row) * unit + half
-    low, high = _lowest(ax, bx, cx) - reach, _highest(ax, bx, cx) + reach
-    for column in range(_first(low), _end(high, side)):
-        if owners[row * side + column] == NONE:
-            x = warp.int64(column) * unit + half
-            apart = _clear(_side(ax, ay, bx, by, x, y), bx - ax, by - ay)
-            apart = apart or _clear(_side(bx, by, cx, cy, x, y), cx - bx, cy - by)
-            apart = apart or _clear(_side(cx, cy, ax, ay, x, y), ax - cx, ay - cy)
-            if not apart:
-                square = _distance2(ax, ay, bx, by, x, y)
-                square = warp.min(square, _distance2(bx, by, cx, cy, x, y))
-                square = warp.min(square, _distance2(cx, cy, ax, ay, x, y))
-                whole = warp.int64(square * warp.float64(0.0625))  # (1/4 step)^2: far below 2^31
-                key = warp.min(whole, warp.int64(0x3FFFFFFF)) * warp.int64(4294967296)
-                warp.atomic_min(nearest, (row - first) * side + column, key + warp.int64(face))
-
-
-@warp.func
-def _nearest_weights(
-    ax: warp.int64, ay: warp.int64, bx: warp.int64, by: warp.int64, cx: warp.int64, cy: warp.int64,
-    x: warp.int64, y: warp.int64,
-) -> warp.vec3d:  # fmt: skip
-    """Weights of a and b at the point of the triangle's edges nearest to (x, y); its distance."""
-    one, zero = warp.float64(1.0), warp.float64(0.0)
-    da = _distance2(bx, by, cx, cy, x, y)
-    db = _distance2(cx, cy, ax, ay, x, y)
-    dc = _distance2(ax, ay, bx, by, x, y)
-    least = warp.min(da, warp.min(db, dc))
-    away = warp.sqrt(least) / warp.float64(_UNIT)
-    if da == least:
-        return warp.vec3d(zero, one - _share(bx, by, cx, cy, x, y), away)
-    if db == least:
-        return warp.vec3d(_share(cx, cy, ax, ay, x, y), zero, away)
-    share = _share(ax, ay, bx, by, x, y)
-    return warp.vec3d(one - share, share, away)
-
-
-@warp.kernel
-def _place(
-    corners: warp.array2d(dtype=warp.int64),  # type: ignore[valid-type]
-    vertices: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
-    faces: warp.array2d(dtype=warp.int32),  # type: ignore[valid-type]
-    texels: warp.array(dtype=warp.int64),  # type: ignore[valid-type]
-    owners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    side: warp.int32,
-    offset_x: warp.int32,
-    offset_y: warp.int32,
-    longest: warp.float64,
-    points: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
-) -> None:
-    """The point of each of `texels`; `longest`: how far one texel of distance may lead."""
-    i = warp.tid()
-    texel = warp.int32(texels[i])
-    face = owners[i]
-    if face < 0:
-        face = -2 - face
-    x = warp.int64(texel % side) * warp.int64(_UNIT) + warp.int64(_HALF + offset_x)
-    y = warp.int64(texel / side) * warp.int64(_UNIT) + warp.int64(_HALF + offset_y)
-    ax, ay = corners[face, 0], corners[face, 1]
-    bx, by = corners[face, 2], corners[face, 3]
-    cx, cy = corners[face, 4], corners[face, 5]
-    a, b, c = _side(bx, by, cx, cy, x, y), _side(cx, cy, ax, ay, x, y), _side(ax, ay, bx, by, x, y)
-    whole = warp.float64(a + b + c)
-    p, q, r = vertices[faces[face, 0]], vertices[faces[face, 1]], vertices[faces[face, 2]]
-    there = _mean(p, q, r, warp.float64(a) / whole, warp.float64(b) / whole)
-    if _lowest(a, b, c) < warp.int64(0):
-        weights = _nearest_weights(ax, ay, bx, by, cx, cy, x, y)
-        near = _mean(p, q, r, weights[0], weights[1])
-        step = there - near
-        length = warp.max(warp.length(step), warp.float64(1.0e-30))
-        there = near + step * warp.min(warp.float64(1.0), longest * weights[2] / length)
-    points[i] = warp.vec3(warp.float32(there[0]), warp.float32(there[1]), warp.float32(there[2]))
-
-
-@warp.func
-def _mean(
-    p: warp.vec3, q: warp.vec3, r: warp.vec3, wa: warp.float64, wb: warp.float64
-) -> warp.vec3d:
-    a = warp.vec3d(warp.float64(p[0]), warp.float64(p[1]), warp.float64(p[2]))
-    b = warp.vec3d(warp.float64(q[0]), warp.float64(q[1]), warp.float64(q[2]))
-    c = warp.vec3d(warp.float64(r[0]), warp.float64(r[1]), warp.float64(r[2]))
-    return a * wa + b * wb + c * (warp.float64(1.0) - wa - wb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +87,7 @@ class Raster:
 
     def texel_of_centre(self, which: Tensor) -> Tensor:
         """Return indices (N,) int64 of the texels that hold the centres of the faces `which`."""
-        middle = self.corners[which].reshape(-1, 3, 2).sum(1) // (3 * _UNIT)
+        middle = self.corners[which].reshape(-1, 3, 2).sum(1) // (3 * UNIT)
         x, y = middle.clamp(0, self.size - 1).unbind(1)
         return y * self.size + x
 
@@ -321,7 +116,7 @@ class Raster:
         if owners is None:
             owners = self.owners.reshape(-1)[texels]
         points = torch.empty((len(texels), 3), device=texels.device)
-        shift = [round(part * _UNIT) for part in offset]
+        shift = [round(part * UNIT) for part in offset]
         inputs = [
             warp.from_torch(self.corners),
             warp.from_torch(self.vertices, dtype=warp.vec3),
@@ -332,7 +127,7 @@ class Raster:
             *shift,
             _STRAY * self.texel_size,
         ]
-        launch(_place, len(texels), [*inputs, warp.from_torch(points, dtype=warp.vec3)], points)
+        launch(place, len(texels), [*inputs, warp.from_torch(points, dtype=warp.vec3)], points)
         return points
 
     def owners_at(self, offset: tuple[float, float], first: int, last: int) -> Tensor:
@@ -341,7 +136,7 @@ class Raster:
         offset: x and y, in texels from the centre. first, last: which rows. `NONE` where no face
         covers the point.
         """
-        x, y = (round(part * _UNIT) for part in offset)
+        x, y = (round(part * UNIT) for part in offset)
         moved = self.corners - self.corners.new_tensor([x, y] * 3)
         return _covering(moved, self.real, self.size, first, last)[0]
 
@@ -375,15 +170,15 @@ def _covering(
     """Return who covers the centres of rows `first` to `last` - 1, and how often once more."""
     owners = torch.full((last - first, size), _FREE, dtype=torch.int32, device=corners.device)
     hits = torch.zeros(1, dtype=torch.int64, device=corners.device)
-    _run(_cover, corners, real, size, 0, [first, last, owners, hits])
+    _run(cover, corners, real, size, 0, (first, last), [owners, hits])
     free = owners == _FREE
-    owners[free] = NONE
+    owners.masked_fill_(free, NONE)
     return owners, int(hits) - (owners.numel() - int(free.sum()))
 
 
 def _corners(uvs: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return corners (F, 6) int64 and faces, turned counter-clockwise, and twice the area (F,)."""
-    fixed = (uvs.double().nan_to_num(0.0).clamp(-1, 2) * (size * _UNIT)).round().long()
+    fixed = (uvs.double().nan_to_num(0.0).clamp(-1, 2) * (size * UNIT)).round().long()
     corners = fixed[faces.long()]
     (ax, ay), (bx, by), (cx, cy) = (corners[:, i].unbind(1) for i in range(3))
     twice = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
@@ -394,19 +189,28 @@ def _corners(uvs: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
 
 
 def _run(
-    kernel: Any, corners: Tensor, real: Tensor, size: int, reach: int, outputs: list[Any]
+    kernel: Any,
+    corners: Tensor,
+    real: Tensor,
+    size: int,
+    reach: int,
+    rows: tuple[int, int],
+    outputs: list[Tensor],
 ) -> None:
-    """Launch `kernel` once for each row of texels within `reach` of each face that is real."""
+    """Launch `kernel` once for each row of texels within `reach` of each face that is real.
+
+    rows: the first, and the one after the last.
+    """
     y = corners[:, 1::2]
-    first = ((y.amin(1) - reach + _HALF - 1) >> 16).clamp(min=0)
-    last = ((y.amax(1) + reach - _HALF) >> 16).clamp(max=size - 1)
+    first = ((y.amin(1) - reach + HALF - 1) >> 16).clamp(min=rows[0])
+    last = ((y.amax(1) + reach - HALF) >> 16).clamp(max=rows[1] - 1)
     number = torch.where(real, (last - first + 1).clamp(min=0), 0)
     ends = number.cumsum(0)
-    rows = int(ends[-1]) if len(ends) else 0
-    given = [warp.from_torch(o.reshape(-1)) if isinstance(o, Tensor) else o for o in outputs]
+    threads = int(ends[-1]) if len(ends) else 0
     first_rows = first.int().contiguous()
     inputs = [warp.from_torch(t) for t in (corners, ends, first_rows)]
-    launch(kernel, rows, [*inputs, size, *given], corners)
+    given = [warp.from_torch(output.reshape(-1)) for output in outputs]
+    launch(kernel, threads, [*inputs, size, rows[0], *given], corners)
 
 
 def _touch_band(
@@ -414,7 +218,7 @@ def _touch_band(
 ) -> None:
     """Write the nearest face of each texel of rows `first` to `last` - 1 that none covers."""
     nearest = torch.full(((last - first) * size,), _LARGEST, device=owners.device)
-    _run(_touch, corners, real, size, _REACH, [first, last, owners, nearest])
+    _run(touch, corners, real, size, REACH, (first, last), [owners, nearest])
     near = nearest != _LARGEST
     band = owners[first:last].reshape(-1)
     band[near] = (-2 - (nearest[near] & 0xFFFFFFFF)).int()
@@ -423,5 +227,5 @@ def _touch_band(
 def _texel_size(vertices: Tensor, faces: Tensor, twice: Tensor) -> float:
     a, b, c = (vertices[faces[:, i].long()].double() for i in range(3))
     area = float(torch.linalg.cross(b - a, c - a).norm(dim=1).sum())
-    texels = float(twice.double().sum()) / _UNIT**2
+    texels = float(twice.double().sum()) / UNIT**2
     return math.sqrt(area / texels) if texels > 0 else 0.0
