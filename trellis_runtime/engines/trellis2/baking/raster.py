@@ -5,11 +5,11 @@
         touched: centre outside all faces, but within a texel of one: nearest face, then least index
 
 An edge function e(p) = (b - a) x (p - a) (Pineda, A Parallel Algorithm for Polygon Rasterization,
-SIGGRAPH 1988) is computed without rounding: |e| < 2^62. A centre on an edge (e = 0) belongs to the
-side that the edge's direction names, and the two faces of an edge run along it in opposite
-directions, so every centre on a shared edge belongs to exactly one of them (the top-left rule of
-GPUs). Only integers are compared, and minima do not depend on the order of threads, so a CPU and a
-GPU give the same answer, always.
+SIGGRAPH 1988) is computed without rounding, in 64 bits up to textures of 8192. A centre on an edge
+(e = 0) belongs to the side that the edge's direction names, and the two faces of an edge run along
+it in opposite directions, so every centre on a shared edge belongs to exactly one of them (the
+top-left rule of GPUs). Only integers are compared, and minima do not depend on the order of
+threads, so a CPU and a GPU give the same answer, always.
 
 Touched texels are what bilinear filtering reads beyond a chart's edge. Their place is the face's
 plane continued (weights outside 0..1), which lies on the neighbour's side of a seam, rather than
