@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.ladder import Plan
+from trellis_runtime.contract.quality import QualityReport
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.errors import EngineFault
@@ -51,6 +52,7 @@ class Asset:
                `alpha_cutoff`) or BLEND
     translucent (F,) bool: with BLEND, the faces to be blended; the others are written as an opaque
                primitive of their own, which renderers need not sort. None: all are blended
+    quality    what the engine measured of it, None where it measures nothing
     """
 
     vertices: NDArray[np.float32]
@@ -63,6 +65,7 @@ class Asset:
     alpha_mode: str = "OPAQUE"
     alpha_cutoff: float = 0.5
     translucent: NDArray[np.bool_] | None = None
+    quality: QualityReport | None = None
     double_sided: bool = False
     effective: Mapping[str, int] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""
