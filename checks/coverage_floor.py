@@ -3,8 +3,8 @@
     python -m checks.coverage_floor coverage.json
 
 `[tool.coverage_floor]` in pyproject.toml has the floors, and the files that a CPU cannot run, each
-with its reason. Prints a table of every file under its floor or under 90 %; exit code 1 when a floor
-is not reached, when a file with a floor was not measured, or when an excuse is no longer needed.
+with its reason. Prints every file under 90 %; exit code 1 when a floor is not reached, when a file
+with a floor was not measured, or when an excuse is no longer needed.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m checks.sizes
 
-Tests are as long as their subject needs; any other long file states its reason in its opening docstring, on a line that begins "Long because". Prints
-the median, the 90th percentile and the longest function; exit code 1 where a limit is passed.
+Tests are as long as their subject needs; any other long file states its reason in its opening
+docstring, on a line that begins "Long because". Prints the median, the 90th percentile and the
+longest function; exit code 1 where a limit is passed.
 """
 
 from __future__ import annotations
