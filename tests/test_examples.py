@@ -106,6 +106,8 @@ def test_the_jobs_that_the_documents_show_are_requests() -> None:
         text = (ROOT / name).read_text()
         for found in re.findall(r'\{"input": (\{[^{}]*\})\}', text):
             payload = ast.literal_eval(found.replace("photo,", '"aGk=",'))
+            if payload == {"type": "health"}:
+                continue
             request = parse_request(payload)
             assert not (request.image or "").startswith("http"), name
             shown.append(name)
