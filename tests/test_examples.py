@@ -102,7 +102,7 @@ def test_the_examples_names_are_the_workers() -> None:
 def test_the_jobs_that_the_documents_show_are_requests() -> None:
     """An address in `image`, which takes base64, was in a document once."""
     shown = []
-    for name in ("README.md", "docs/deploy.md", "examples/submit.sh"):
+    for name in ("README.md", "docs/deploy.md"):
         text = (ROOT / name).read_text()
         for found in re.findall(r'\{"input": (\{[^{}]*\})\}', text):
             payload = ast.literal_eval(found.replace("photo,", '"aGk=",'))
