@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test mutants check format bench bench-gpu soak fuzz docs image clean
+.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak fuzz docs image clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,14 +44,22 @@ serve: $(VENV)/serve ## the local page, at http://127.0.0.1:8000
 test: $(VENV)/dev ## run the tests
 	$(PY) -m pytest $(ARGS)
 
+coverage: $(VENV)/dev ## run the tests, two files at a time, and hold coverage to its floor
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=json:coverage.json --cov-report= $(ARGS)
+	$(PY) -m checks.coverage_floor coverage.json
+
 mutants: $(VENV)/dev ## break one rule at a time; the tests that guard it must fail (WORD= picks rows)
 	$(PY) -m tests.mutants.run $(WORD) $(ARGS)
 
-check: $(VENV)/dev ## ruff, mypy, import-linter
+check: $(VENV)/dev ## ruff, mypy, import-linter, lengths of functions and files
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m checks.sizes
+
+hooks: $(VENV)/dev ## run the checks before each commit (git hooks, by pre-commit)
+	$(PY) -m pre_commit install
 
 format: $(VENV)/dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .

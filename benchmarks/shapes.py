@@ -3,6 +3,8 @@
 Each is a list of fields (`dual_grid.Part`): parts with windows, holes, sheets and thin things, from
 which `dual_grid` makes unoriented triangles and voxels; colours are waves of the position. Long, as
 it is a list: nine shapes and the few fields they are built from.
+
+Long because each shape is a function of its own.
 """
 
 from __future__ import annotations

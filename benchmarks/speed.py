@@ -19,7 +19,7 @@ from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2.baking.bake import bake
 from trellis_runtime.engines.trellis2.engine import sampler_parameters
 from trellis_runtime.engines.trellis2.models.flow import FastFlow
-from trellis_runtime.worker.pipeline import export
+from trellis_runtime.worker.export import export
 
 # Floating-point operations of a forward pass per token: 2 x the weights that it meets, and 4 x C
 # for each token of its own sequence and of the picture's (FlashAttention paper's count).

@@ -1,1 +1,1 @@
-"""How to send jobs to the worker; each file runs as it stands, and the tests run it."""
+"""Clients to copy from; `tests/test_examples.py` runs each against a worker."""

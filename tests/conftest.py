@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests import processes
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.logs import configure_logging
 from trellis_runtime.settings import Settings
@@ -35,6 +36,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fail the session that leaves a process running, and end what it left."""
+    yield
+    if told := processes.end_and_tell(processes.left_behind()):
+        pytest.fail("left running by the tests:\n" + "\n".join(told))
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests import processes
 from tests.conftest import ROOT, environment
 
 HOLD_S = 1.0  # how long an empty poll is held; the platform holds up to 90 s
@@ -175,66 +176,69 @@ class Plane:
         return {"id": job_id, "status": "CANCELLED"}
 
 
+class _Handler(http.server.BaseHTTPRequestHandler):
+    plane: Plane
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        verb, *rest = parts.path.removeprefix("/v2/ep/").split("/")
+        query = parse_qs(parts.query)
+        if verb == "job-take":
+            jobs = self.plane.take(1)
+            self.answer(200 if jobs else 204, jobs[0] if jobs else None)
+        elif verb == "job-take-batch":
+            jobs = self.plane.take(int(query["batch_size"][0]))
+            self.answer(200 if jobs else 204, jobs or None)
+        elif verb == "job-stop":
+            stops = self.plane.stops()
+            self.answer(200 if stops else 204, {"jobsToStop": stops} if stops else None)
+        elif verb == "ping":
+            self.plane.pings.append(query)
+            self.answer(200, {})
+        elif verb == "status":
+            self.answer(200, self.plane.status(rest[0]))
+        elif verb == "health":
+            states = [r.state for r in self.plane.jobs.values()]
+            self.answer(200, {"jobs": {s: states.count(s) for s in set(states)}})
+        else:
+            self.answer(404, {})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        verb, *rest = urlsplit(self.path).path.removeprefix("/v2/ep/").split("/")
+        if verb == "job-done":
+            self.answer(self.plane.done(rest[1], body), {})
+        elif verb == "run":
+            job = json.loads(body)
+            job_id = self.plane.submit(job.pop("input"), **job)
+            self.answer(200, {"id": job_id, "status": "IN_QUEUE"})
+        elif verb == "cancel":
+            self.answer(200, self.plane.cancel(rest[0]))
+        else:
+            self.answer(404, {})
+
+    def answer(self, status: int, body: Any) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class _Quiet(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # killed workers leave their polls behind
+
+
 def _server(plane: Plane) -> http.server.ThreadingHTTPServer:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            verb, *rest = parts.path.removeprefix("/v2/ep/").split("/")
-            query = parse_qs(parts.query)
-            if verb == "job-take":
-                jobs = plane.take(1)
-                self.answer(200 if jobs else 204, jobs[0] if jobs else None)
-            elif verb == "job-take-batch":
-                jobs = plane.take(int(query["batch_size"][0]))
-                self.answer(200 if jobs else 204, jobs or None)
-            elif verb == "job-stop":
-                stops = plane.stops()
-                self.answer(200 if stops else 204, {"jobsToStop": stops} if stops else None)
-            elif verb == "ping":
-                plane.pings.append(query)
-                self.answer(200, {})
-            elif verb == "status":
-                self.answer(200, plane.status(rest[0]))
-            elif verb == "health":
-                states = [r.state for r in plane.jobs.values()]
-                self.answer(200, {"jobs": {s: states.count(s) for s in set(states)}})
-            else:
-                self.answer(404, {})
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            verb, *rest = urlsplit(self.path).path.removeprefix("/v2/ep/").split("/")
-            if verb == "job-done":
-                self.answer(plane.done(rest[1], body), {})
-            elif verb == "run":
-                job = json.loads(body)
-                job_id = plane.submit(job.pop("input"), **job)
-                self.answer(200, {"id": job_id, "status": "IN_QUEUE"})
-            elif verb == "cancel":
-                self.answer(200, plane.cancel(rest[0]))
-            else:
-                self.answer(404, {})
-
-        def answer(self, status: int, body: Any) -> None:
-            data = b"" if body is None else json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Quiet(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            pass  # killed workers leave their polls behind
-
-    return Quiet(("127.0.0.1", 0), Handler)
+    return _Quiet(("127.0.0.1", 0), type("Handler", (_Handler,), {"plane": plane}))
 
 
 class WorkerProcess:
@@ -278,16 +282,17 @@ class WorkerProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            return processes.start(
                 [sys.executable, str(self._script)],
                 env=self._environment,
                 cwd=self._log.parent,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                start_new_session=True,
             )
 
     def restart(self) -> None:
+        """Start again; what the killed process left goes with its group (the SDK's ping process)."""
+        processes.stop(self.process)
         self.process = self._start()
 
     @property
@@ -332,9 +337,7 @@ class WorkerProcess:
         )
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        processes.stop(self.process)
 
     def __enter__(self) -> WorkerProcess:
         return self

@@ -15,6 +15,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests import processes
+
 KEY_ID, SECRET, BUCKET = "test-key-id", "test-secret-key", "models"
 
 
@@ -79,12 +81,16 @@ class SeaweedFs:
             ports |= {f"{name}.grpc": free_port()}
         with (self._folder / "log").open("wb") as log:
             self._process = self._popen(weed, config, ports, log)
-        self._await()
+        try:
+            self._await()
+        except BaseException:  # nobody will call `stop`: the `with` block was not entered
+            self.stop()
+            raise
 
     def _popen(
         self, weed: Path, config: Path, ports: dict[str, int], log: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        return processes.start(
             [
                 str(weed), "server", f"-dir={self._folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                 "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={self._port}", f"-s3.port.grpc={free_port()}", f"-s3.config={config}",
@@ -97,8 +103,7 @@ class SeaweedFs:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            processes.stop(self._process)
             self._process = None
 
     def _await(self) -> None:

@@ -21,6 +21,7 @@ def run(tmp_path: Path, *args: str, **variables: str) -> subprocess.CompletedPro
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "200",
         "HOME": str(tmp_path),
+        **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
     }
     return subprocess.run(
         [sys.executable, *args], cwd=tmp_path, env=env | environment(tmp_path) | variables,

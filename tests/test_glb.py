@@ -256,7 +256,7 @@ def test_a_finished_file_is_read_once_and_what_was_validated_is_rendered(
 ) -> None:
     """Through the whole job, with preview and turntable: one split into chunks, two images."""
     from trellis_runtime.contract.request import Output
-    from trellis_runtime.worker import pipeline
+    from trellis_runtime.worker.export import draw_pictures, export
 
     read, opened = list[int](), list[object]()
     chunks, decode = glb_reader._chunks, Image.open
@@ -271,10 +271,10 @@ def test_a_finished_file_is_read_once_and_what_was_validated_is_rendered(
 
     monkeypatch.setattr(glb_reader, "_chunks", counted)
     monkeypatch.setattr(glb_reader.Image, "open", decoded)
-    exported = pipeline.export(ball(), "png", {})
+    exported = export(ball(), "png", {})
     assert len(opened) == 2
     wanted = Output(preview=False, turntable=True)
-    assert len(pipeline._pictures(exported.glb.content, wanted, JobScope("j"))) == 1
+    assert len(draw_pictures(exported.glb.content, wanted, JobScope("j"))) == 1
     render(exported.glb.content, 64)
     assert read == [len(exported.glb.data)]
     assert len(opened) == 2

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -223,14 +222,9 @@ def test_sigkill_while_files_are_written_leaves_whole_files_or_none(tmp_path: Pa
     seen_some = False
     with Plane() as plane:
         for delay in (0.0, 0.005, 0.02, 0.05, 0.2):
-            worker = WorkerProcess(plane, tmp_path, local=True)
-            try:
+            with WorkerProcess(plane, tmp_path, local=True) as worker:
                 worker.until_event("stage_finished", stage="preview")
-            except TimeoutError:
-                pytest.fail(worker.log)
-            time.sleep(delay)
-            os.killpg(worker.process.pid, signal.SIGKILL)
-            worker.wait()
+                time.sleep(delay)
             Path(tmp_path / "worker.log").unlink()
             final = [f for f in worker.files() if not f.startswith(".partial")]
             seen_some |= "killed/model.glb" in final
@@ -238,8 +232,8 @@ def test_sigkill_while_files_are_written_leaves_whole_files_or_none(tmp_path: Pa
                 assert inspect_glb((worker.output / "killed/model.glb").read_bytes()).errors == []
             if "killed/answer.json" in final:
                 json.loads((worker.output / "killed/answer.json").read_bytes())
-        worker = WorkerProcess(plane, tmp_path, local=True)
-        assert worker.wait() == 0
+        with WorkerProcess(plane, tmp_path, local=True) as worker:
+            assert worker.wait() == 0
         assert worker.files() == [f"killed/{name}" for name in FILES]
     assert seen_some
 

@@ -21,6 +21,7 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
+from tests import processes
 from tests.plane import Plane, WorkerProcess
 from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.engines.embedded import EmbeddedEngine
@@ -57,7 +58,7 @@ def serving(out: Path, *arguments: str, **variables: str) -> Iterator[str]:
         "TRELLIS2_MIN_FREE_DISK_GB": "0", **variables,
     }  # fmt: skip
     command = [sys.executable, "-m", "trellis_runtime", "serve", "--port", str(port), *arguments]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = processes.start(command, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
@@ -69,8 +70,7 @@ def serving(out: Path, *arguments: str, **variables: str) -> Iterator[str]:
             time.sleep(0.1)
         yield url
     finally:
-        process.terminate()
-        assert process.wait(timeout=30) is not None
+        processes.stop(process, grace_s=30)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import environment
-from tests.test_worker import QUICK, Raising, Slow, handle, start
+from tests.test_worker import QUICK, Raising, handle, start
 from trellis_runtime.contract.engine import Asset, Generation
 from trellis_runtime.contract.ladder import RUNGS, Plan
 from trellis_runtime.contract.scope import JobScope
@@ -195,16 +195,16 @@ def test_a_generation_runs_beside_the_loop(tmp_path: Path) -> None:
 
 def test_a_slow_progress_update_does_not_hold_the_loop(tmp_path: Path) -> None:
     """And the answer waits for it: the loop can let it go, and the answer comes after."""
-    engine, release, order = Slow(), threading.Event(), list[str]()
-    engine.go_on.set()
+    release, order = threading.Event(), list[str]()
 
     def notify(_update: dict[str, Any]) -> None:
         release.wait(30)
         order.append("sent")
 
     async def let_go() -> None:
-        await asyncio.to_thread(engine.left.wait)
-        await asyncio.sleep(1.0)  # the generation is over by then, and the answer waits
+        while not (tmp_path / "output/j/answer.json").exists():  # the generation's last act
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(1.0)  # its thread has left by then, and the answer waits
         order.append("let go")
         release.set()
 
@@ -214,7 +214,7 @@ def test_a_slow_progress_update_does_not_hold_the_loop(tmp_path: Path) -> None:
         order.append("answered")
         await letting
 
-    worker = start(tmp_path, engine)
+    worker = start(tmp_path)
     asyncio.run(ask())
     assert order == ["let go", "sent", "answered"]
 

@@ -3,6 +3,8 @@
 `Settings.from_env(mapping)` reads every variable once, reports all problems together, and gives
 frozen slices (`settings.image`, `settings.bucket`, ...): a module receives its slice, never the
 whole. `VARIABLES` is the list of names; `docs/settings.md` is written from it.
+
+Long because every variable of the environment stands here with its bounds and its text.
 """
 
 from __future__ import annotations

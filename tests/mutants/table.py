@@ -355,7 +355,7 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "an opaque material carries no alpha",
         _WRITER,
-        'if asset.alpha_mode == "OPAQUE":',
+        'if all(mode == "OPAQUE" for mode, _ in _groups(asset)):',
         "if False:",
         ("tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",),
     ),

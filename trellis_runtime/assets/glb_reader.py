@@ -1,4 +1,7 @@
-"""Read and inspect any bytes that claim to be glTF 2.0 binary; nothing is trusted."""
+"""Read and inspect any bytes that claim to be glTF 2.0 binary; nothing is trusted.
+
+Long because one class reads a file, and every access to it is checked there.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         "--token-file", type=Path, help="file with the token that callers must send"
     )
     server.set_defaults(run=_serve)
-    bencher = commands.add_parser("bench", help="time jobs or starts; the last line is JSON")
+    _add_bench(commands.add_parser("bench", help="time jobs or starts; the last line is JSON"))
+    return parser
+
+
+def _add_bench(bencher: argparse.ArgumentParser) -> None:
     bencher.add_argument(
         "what",
         nargs="?",
@@ -109,7 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     bencher.add_argument("--image", type=Path, help="a picture; by default test_input.json's")
     bencher.set_defaults(run=_bench)
-    return parser
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What the operators need from the worker's JSON log lines, at level memory.
+"""What the operators need from the worker's JSON log lines, in constant memory.
 
 Lines are read one by one and summed up in counters and histograms of fixed size, so a million of
 them cost seconds and no memory. Lines that are not JSON, or not ours, are counted and passed over.

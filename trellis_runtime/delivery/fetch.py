@@ -6,6 +6,8 @@ checked, so a name that answers differently the second time (DNS rebinding) gain
 redirect is a new connection with a new check. Environment proxies are ignored: they would resolve
 in our stead. One deadline covers everything; when it passes, the socket is shut from outside, so
 a server that drips bytes cannot hold a job.
+
+Long because the guard is read as a whole: the check, the connection and every way to reach it.
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ class PresignedS3Store:
 
 
 def job_bucket(config: Any, defaults: Bucket) -> Bucket:
-    """Return the bucket of a job's `s3Config`; raises `InvalidInput` that names what is amiss."""
+    """Return the bucket of a job's `s3Config`; raises `InvalidInput` that names the
+    field at fault.
+    """
     names = {
         "endpointUrl": "endpoint_url",
         "accessId": "access_key_id",

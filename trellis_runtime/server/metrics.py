@@ -29,7 +29,9 @@ class Metrics:
         self._texture = Counter(
             "trellis2_texture_degraded", "Jobs whose texture is worse than asked", **own
         )
-        self._retries = Counter("trellis2_oom_retries", "Stages repeated for want of memory", **own)
+        self._retries = Counter(
+            "trellis2_oom_retries", "Stages repeated after they ran out of memory", **own
+        )
         self._seconds = Histogram(
             "trellis2_job_seconds", "Seconds of a job", buckets=_JOB_BUCKETS, **own
         )

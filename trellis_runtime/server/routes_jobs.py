@@ -34,8 +34,14 @@ _ENDPOINT_ID = r"^[A-Za-z0-9_-]{1,64}$"
 JobId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-def add_job_routes(app: FastAPI, served: Served) -> None:  # noqa: C901 - one small function each
+def add_job_routes(app: FastAPI, served: Served) -> None:
     """Add the routes under /jobs."""
+    _add_lifecycle(app, served)
+    _add_files(app, served)
+
+
+def _add_lifecycle(app: FastAPI, served: Served) -> None:
+    """Add: submit, list, show, follow, cancel."""
 
     @app.post("/jobs", status_code=202, responses={413: ERROR_RESPONSE, 429: ERROR_RESPONSE})
     async def submit(
@@ -80,6 +86,10 @@ def add_job_routes(app: FastAPI, served: Served) -> None:  # noqa: C901 - one sm
         if not await jobs.cancel(job_id):
             return error_response(409, "not_running", f"job {job_id} is not running")
         return JSONResponse(_found(jobs.find(job_id)))
+
+
+def _add_files(app: FastAPI, served: Served) -> None:
+    """Add what sends a job's files, and its model's maps as pictures."""
 
     @app.get(
         "/jobs/{job_id}/files/{name}", responses={404: ERROR_RESPONSE}, response_class=FileResponse

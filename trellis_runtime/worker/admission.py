@@ -87,7 +87,7 @@ class Admission:
         return self._defunct_reason
 
     def disk_shortage(self) -> str | None:
-        """Say what is amiss when too little disk is free for a job, None when nothing is."""
+        """Return a message when too little disk is free for a job, None when there is enough."""
         free = free_bytes(self._disk)
         if free >= self._limits.min_free_disk_bytes:
             return None
@@ -128,7 +128,7 @@ class Admission:
         self._rejected_in_a_row = 0
 
     def note_failure(self, err: WorkerError) -> None:
-        """Condemn the worker for a poisoned engine, or results that fail validation in a row."""
+        """Mark the worker defunct: a poisoned engine, or results that fail validation in a row."""
         if err.poisons_worker:
             self.mark_defunct(err.message)
         if isinstance(err, MeshRejected | GlbRejected):

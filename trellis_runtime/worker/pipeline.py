@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from trellis_runtime import __version__
-from trellis_runtime.assets import preview
-from trellis_runtime.assets.glb_reader import CheckedGlb, GlbContent, check_glb
-from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.images import decode_image, parse_base64
-from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
 from trellis_runtime.contract.answer import (
     Artifact,
     Attempt,
     Degradation,
     GenerationResult,
-    MeshReport,
     TextureReport,
     Vram,
 )
@@ -36,11 +30,10 @@ from trellis_runtime.contract.files import (
     PREVIEW,
     THUMBNAIL,
     TURNTABLE,
-    ResultFile,
 )
 from trellis_runtime.contract.ladder import LadderState, Plan, restart_stage
 from trellis_runtime.contract.levels import LOWEST_LEVEL
-from trellis_runtime.contract.request import GenerationRequest, Output, TextureFormat
+from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
@@ -49,6 +42,7 @@ from trellis_runtime.delivery.storage import Store
 from trellis_runtime.errors import OutOfVram
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
+from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
 
 Finish = Callable[[GenerationResult], bytes]
 """Turns a result into the JSON that is answered, or refuses it; called before it is stored."""
@@ -59,23 +53,6 @@ class _Delivered:
     store: Store
     model: Artifact
     pictures: dict[str, Artifact]
-
-
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """A picture of the model, and the file that it is."""
-
-    file: ResultFile
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """A checked GLB, the format that its base colour really has, and the report on its mesh."""
-
-    glb: CheckedGlb
-    texture_format: str
-    mesh: MeshReport
 
 
 @dataclass(slots=True)
@@ -112,10 +89,10 @@ class Pipeline:
         made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
         with scope.stage(Stage.EXPORT):
             exported = export(made.asset, request.output.texture_format, self._extras(made))
-        pictures: list[_Picture] = []
+        pictures: list[Picture] = []
         if request.output.preview or request.output.turntable:
             with scope.stage(Stage.PREVIEW):
-                pictures = _pictures(exported.glb.content, request.output, scope)
+                pictures = draw_pictures(exported.glb.content, request.output, scope)
         with scope.stage(Stage.STORE):
             delivered = self._deliver(exported.glb.data, pictures, request, delivery, scope)
         with discard_on_error(delivered.store):
@@ -129,7 +106,7 @@ class Pipeline:
     @staticmethod
     def _deliver(
         glb: bytes,
-        pictures: list[_Picture],
+        pictures: list[Picture],
         request: GenerationRequest,
         delivery: Delivery,
         scope: JobScope,
@@ -261,27 +238,6 @@ class Pipeline:
             vram=made.vram,
             init=self.init,
         )
-
-
-def _pictures(content: GlbContent, output: Output, scope: JobScope) -> list[_Picture]:
-    made = []
-    if output.preview:
-        png = preview.render(content)
-        made.append(_Picture(PREVIEW, png))
-        made.append(_Picture(THUMBNAIL, preview.thumbnail(png)))
-    if output.turntable:
-        made.append(_Picture(TURNTABLE, preview.turntable(content, scope.step)))
-    return made
-
-
-def export(asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]) -> Exported:
-    """Return a checked GLB and the report on its mesh; raises `MeshRejected` or `GlbRejected`."""
-    require_mesh(asset)
-    with ThreadPoolExecutor(1) as beside:  # textures are encoded while the mesh is inspected
-        report = beside.submit(inspect_mesh, asset)
-        encoded = encode_glb(asset, texture_format, extras)
-        glb = check_glb(encoded.data)
-        return Exported(glb, encoded.texture_format, report.result())
 
 
 @contextmanager

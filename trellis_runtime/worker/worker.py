@@ -136,10 +136,10 @@ class Worker:
 
         def gather() -> None:
             facts = self._facts().model_dump(mode="json")
-            with suppress(InvalidStateError):  # too late: nobody waits any more
+            with suppress(InvalidStateError):  # the answer was already a timeout
                 report.set_result(facts)
 
-        # A thread of its own, which nobody waits for at exit: a driver that hangs, hangs for good.
+        # A daemon thread: a driver that hangs would otherwise keep the process from ending.
         threading.Thread(target=gather, name="health", daemon=True).start()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(report), HEALTH_TIMEOUT_S)

@@ -9,6 +9,8 @@ shape       coordinates -> shape latent (a cascade above 512)
 texture     shape latent -> texture latent
 decode      both latents -> mesh and coloured voxels
 bake        mesh and voxels -> textured asset
+
+Long because all six stages hand their products on to each other here.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ threads, so a CPU and a GPU give the same answer, always.
 Touched texels are what bilinear filtering reads beyond a chart's edge. Their place is the face's
 plane continued (weights outside 0..1), which lies on the neighbour's side of a seam, rather than
 the nearest point of the chart: the mean of the two sides is then right at the seam itself.
+
+Long because coverage, interpolation and their kernels are one rule, judged together.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ projection along the cone's axis (xatlas tries the same first, and calls it Orth
 at once. Where a projection folds or covers a texel twice, that chart alone is cut by the six
 directions its faces look in, then in half, and in half again; what still overlaps goes to xatlas.
 `packing` finds them their places.
+
+Long because the ways in which a chart can fold are told apart in one place.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class _Positions:
 class FastFlow(nn.Module):
     """Stands where upstream's samplers expect a flow model, dense or sparse, with a batch of one.
 
-    Weights stay the module's own, so that whoever moves them moves these. `forget` drops what was
-    computed for a job.
+    Weights stay the module's own, so that whoever moves them moves these. `clear_cache` drops what
+    was computed for a job.
     """
 
     def __init__(self, model: nn.Module) -> None:

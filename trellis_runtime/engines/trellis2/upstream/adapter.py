@@ -1,6 +1,8 @@
 """The one place that touches upstream's code: microsoft/TRELLIS.2 at 5565d24.
 
 Everything here calls upstream's own functions; what is replaced is named where it is replaced.
+
+Long because calls and loading of upstream stand together.
 """
 
 from __future__ import annotations

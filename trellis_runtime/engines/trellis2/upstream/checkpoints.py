@@ -84,7 +84,8 @@ class Built:
 def build_models(files: Sequence[ModelFiles], classes: Callable[[str], Build]) -> list[Built]:
     """Build the models that `files` describe, without memory.
 
-    Not from several threads: a method of torch's is replaced for the while.
+    Not thread-safe: temporarily patches a method of torch, as accelerate's
+    `init_empty_weights` does.
     """
     return [_build(f, classes) for f in files]
 
@@ -154,7 +155,7 @@ def _read_tensors(path: Path, device: str) -> dict[str, Tensor]:
 
 
 def _pinned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors into one block of pinned memory: locking pages is dear, block by block."""
+    """Copy tensors into one block of pinned memory: pinning is slow per call."""
     sizes = [-(-t.numel() * t.element_size() // _ALIGN) * _ALIGN for t in tensors.values()]
     block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
     pinned, start = {}, 0

@@ -1,0 +1,1 @@
+"""What `make check` and CI measure besides the linters."""
