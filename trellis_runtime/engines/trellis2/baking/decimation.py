@@ -1,0 +1,258 @@
+"""Decimation by edge collapses, many at a time, on any device and always the same way.
+
+    faces ─► vertices' quadrics, once
+    rounds: edges, their costs ─► those that are cheapest around (and cheap enough)
+                                  ─► link condition, flips, slivers ─► collapse ─► compact
+
+An edge may go when its key is the least of all keys that lie within two steps of it (Jones and
+Plassmann's independent sets): two edges that go in one round then share no neighbour, so that what
+was checked for each stays true. Where one goes or is refused, its neighbourhood is closed and the
+rest is asked again, a few times a round. A key is the cost, then the edge's number, scrambled, so
+that equal costs do not form queues. The last round takes as many of the cheapest as are due: the
+mesh ends with `target` faces, or one less where every collapse takes two.
+
+Costs are in `quadrics`. A collapse keeps the topology where the ends' common neighbours are just
+the tips of the faces that go (the link condition: Dey, Edelsbrunner, Guha and Nekhayev, Topology
+Preserving Edge Contraction, 1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import warp
+from torch import Tensor
+
+from trellis_runtime.engines.trellis2.baking import decimation_kernels as kernels
+from trellis_runtime.engines.trellis2.baking.connectivity import edge_keys
+from trellis_runtime.engines.trellis2.baking.nearest import launch
+from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
+
+_PASSES = 4  # how often a round asks the edges that are left
+_SHARE = 0.5  # of a round's edges, the cheapest, may go
+_SAMPLES = 1 << 16  # costs that a round's bound is read off
+_NEVER = 0x7FFFFFFFFFFFFFFF
+_BYTES_PER_FACE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Decimated:
+    """vertices (V, 3) float32 and faces (F, 3) int32, and how many rounds it took."""
+
+    vertices: Tensor
+    faces: Tensor
+    rounds: int
+
+
+def decimation_bytes(faces: int) -> int:
+    """Return how much memory decimating `faces` faces takes at its peak, beside the inputs."""
+    return faces * _BYTES_PER_FACE
+
+
+def decimate(
+    vertices: Tensor,
+    faces: Tensor,
+    target: int,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Decimated:
+    """Return the mesh with at most `target` faces, or as few as its topology allows.
+
+    vertices (V, 3) float32, faces (F, 3). Closed manifolds stay closed manifolds of the same genus;
+    boundaries stay where they are as far as the budget allows. `progress` is told the number of
+    faces after each round.
+    """
+    warp.init()  # does its work once
+    mesh = _Mesh.begin(vertices, faces)
+    rounds, share = 0, _SHARE
+    while len(mesh.faces) > target:
+        before = len(mesh.faces)
+        mesh.collapse_round(target, share)
+        rounds += 1
+        if progress is not None:
+            progress(len(mesh.faces))
+        if len(mesh.faces) == before and share == 1.0:
+            break  # every edge that is left would change the topology, or fold a face
+        share = _SHARE if len(mesh.faces) < before else 1.0
+    return Decimated(mesh.vertices, mesh.faces, rounds)
+
+
+class _Mesh:
+    """A mesh on its way down: vertices, faces, and a quadric for each vertex."""
+
+    def __init__(self, vertices: Tensor, faces: Tensor, quadrics: Tensor) -> None:
+        self.vertices, self.faces, self.quadrics = vertices, faces, quadrics
+
+    @classmethod
+    def begin(cls, vertices: Tensor, faces: Tensor) -> _Mesh:
+        a, b, c = faces.unbind(1)
+        real = (a != b) & (b != c) & (c != a)
+        quadrics = vertices.new_zeros((len(vertices), NUMBERS), dtype=torch.float64)
+        mesh = cls(vertices.float().clone().contiguous(), faces[real].int().contiguous(), quadrics)
+        around = _Around.of(mesh.faces, len(mesh.vertices))
+        given = [*mesh._arrays(), *around.arrays(), _array(_rims(mesh.faces, len(mesh.vertices)))]
+        launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, _array(quadrics)], quadrics)
+        return mesh
+
+    def collapse_round(self, target: int, share: float) -> None:
+        """Collapse an independent set of the cheapest edges, down to `target` faces at most."""
+        edges = _Edges.of(self)
+        around = _Around.of(self.faces, len(self.vertices))
+        edges.bound(share)
+        closed = torch.zeros(len(self.vertices), dtype=torch.int32, device=self.faces.device)
+        chosen = []
+        for _ in range(_PASSES):
+            found = self._independent(edges, closed)
+            if len(found) == 0:
+                break
+            places = self._places(edges, around, found, closed)
+            chosen.append(torch.stack([found, places], 1)[places > 0])
+        if chosen:
+            self._collapse(edges, torch.cat(chosen), len(self.faces) - target)
+
+    def _independent(self, edges: _Edges, closed: Tensor) -> Tensor:
+        """Return edges (N,) int64 whose key is the least within two steps."""
+        least = torch.full((len(self.vertices),), _NEVER, device=closed.device)
+        ends = edges.arrays()
+        launch(kernels.least_key, len(edges), [*ends, _array(closed), _array(least)], closed)
+        nearby = least.clone()
+        launch(kernels.spread, len(edges), [*ends[:1], _array(least), _array(nearby)], closed)
+        a, b = edges.ends.long().unbind(1)
+        keys = edges.keys
+        wins = (nearby[a] == keys) & (nearby[b] == keys) & (keys != _NEVER)
+        wins &= (closed[a] == 0) & (closed[b] == 0)
+        return wins.nonzero()[:, 0]
+
+    def _places(self, edges: _Edges, around: _Around, which: Tensor, closed: Tensor) -> Tensor:
+        """Return where (N,) each of the edges may collapse to, from 1; 0 for one that may not."""
+        fine = torch.zeros(len(which), dtype=torch.int32, device=which.device)
+        given = [*self._arrays(), _array(self.quadrics), *around.arrays(), edges.arrays()[0]]
+        given += [_array(edges.boundary_vertices), _array(edges.dearest), _array(which)]
+        launch(kernels.check, len(which), [*given, _array(fine), _array(closed)], which)
+        edges.keys[which[fine == 0]] = _NEVER  # not asked again in this round
+        return fine.long()
+
+    def _collapse(self, edges: _Edges, chosen: Tensor, excess: int) -> None:
+        """Collapse edges, the cheapest first, until `excess` faces are gone.
+
+        chosen (N, 2) int64 are edges and their places.
+        """
+        chosen = chosen[edges.keys[chosen[:, 0]].argsort()]
+        gone = edges.uses[chosen[:, 0]].cumsum(0)
+        which, places = chosen[: int((gone < excess).sum()) + 1].unbind(1)
+        which, places = which.contiguous(), places.int().contiguous()
+        points = self.vertices.new_empty((len(which), 3))
+        given = [
+            self._arrays()[0],
+            _array(self.quadrics),
+            edges.arrays()[0],
+            _array(which),
+            _array(places),
+        ]
+        launch(kernels.merge, len(which), [*given, _array(points)], which)
+        kept, lost = edges.ends[which].long().unbind(1)
+        self.vertices[kept] = points
+        into = torch.arange(len(self.vertices), dtype=torch.int32, device=which.device)
+        into[lost] = kept.int()
+        faces = into[self.faces.long()]
+        a, b, c = faces.unbind(1)
+        self.faces = faces[(a != b) & (b != c) & (c != a)]
+        self._compact()
+
+    def _compact(self) -> None:
+        """Drop the vertices that no face uses any more."""
+        used = torch.zeros(len(self.vertices), dtype=torch.bool, device=self.faces.device)
+        used[self.faces.reshape(-1).long()] = True
+        number = used.cumsum(0, dtype=torch.int32) - 1
+        self.faces = number[self.faces.long()].contiguous()
+        self.vertices, self.quadrics = self.vertices[used], self.quadrics[used]
+
+    def _arrays(self) -> list[Any]:
+        return [_array(self.vertices), _array(self.faces)]
+
+
+@dataclass(slots=True)
+class _Edges:
+    """ends (E, 2) int32, the lower first; uses (E,): how many faces share it; keys (E,) int64.
+
+    boundary_vertices (V,) int32: whether an edge of one face ends there. dearest (1,) float32: what
+    a collapse of this round may cost.
+    """
+
+    ends: Tensor
+    uses: Tensor
+    keys: Tensor
+    boundary_vertices: Tensor
+    dearest: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @classmethod
+    def of(cls, mesh: _Mesh) -> _Edges:
+        count = len(mesh.vertices)
+        keys, uses = torch.unique_consecutive(
+            edge_keys(mesh.faces, count).sort().values, return_counts=True
+        )
+        ends = torch.stack([keys // count, keys % count], 1).int()
+        rim = torch.zeros(count, dtype=torch.int32, device=ends.device)
+        rim[ends[uses == 1].reshape(-1).long()] = 1
+        costs = torch.empty(len(ends), device=ends.device)
+        given = [_array(mesh.vertices), _array(mesh.quadrics), _array(ends)]
+        launch(kernels.cost, len(ends), [*given, _array(costs)], ends)
+        return cls(ends, uses, _ordered(costs), rim, costs.new_full((1,), torch.inf))
+
+    def bound(self, share: float) -> None:
+        """Leave out all but about that share of the edges, the cheapest; sets `dearest`."""
+        if share >= 1.0 or len(self) == 0:
+            return
+        step = max(1, len(self) // _SAMPLES)
+        sample = self.keys[::step].sort().values
+        bound = sample[int(len(sample) * share)]
+        self.keys[self.keys > bound] = _NEVER
+        self.dearest = (bound >> 32).int().view(torch.float32).reshape(1)
+
+    def arrays(self) -> list[Any]:
+        return [_array(self.ends), _array(self.keys)]
+
+
+def _ordered(costs: Tensor) -> Tensor:
+    """Return keys (E,) int64: a cost's bits, whose order is the costs', over a scrambled number."""
+    number = torch.arange(len(costs), device=costs.device)
+    scrambled = (number * 2654435761) & 0xFFFFFFFF  # Knuth's multiplier is odd: one to one
+    return (costs.view(torch.int32).long() << 32) | scrambled
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """The corners at each vertex: corners (3 F,) int32, those of vertex v at starts[v : v + 1]."""
+
+    starts: Tensor
+    corners: Tensor
+
+    @classmethod
+    def of(cls, faces: Tensor, count: int) -> _Around:
+        at, corners = faces.reshape(-1).sort(stable=True)
+        starts = torch.searchsorted(at, torch.arange(count + 1, dtype=at.dtype, device=at.device))
+        return cls(starts.int(), corners.int())
+
+    def arrays(self) -> list[Any]:
+        return [_array(self.starts), _array(self.corners)]
+
+
+def _rims(faces: Tensor, count: int) -> Tensor:
+    """Return (3 F,) int32: half-edges that no other face shares."""
+    keys, order = edge_keys(faces, count).sort()
+    _, index, uses = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
+    rims = torch.empty(len(keys), dtype=torch.int32, device=faces.device)
+    rims[order] = (uses[index] == 1).int()
+    return rims
+
+
+def _array(tensor: Tensor) -> Any:
+    """Return a tensor as Warp's array over the same memory; (N, 3) float32 as vectors."""
+    is_points = tensor.dtype == torch.float32 and tensor.dim() == 2
+    return warp.from_torch(tensor, dtype=warp.vec3 if is_points else None)
