@@ -76,9 +76,34 @@ def sum_by(owner: Tensor, values: Tensor, count: int) -> Tensor:
     """Return the sums (count, ...) of values (N, ...) by owner (N,).
 
     On a GPU, floating-point sums depend on the order in which threads add: where the same bits are
-    promised, sum integers, or sums of sorted segments.
+    promised, `exact_sum_by` is used.
     """
     return values.new_zeros((count, *values.shape[1:])).index_add_(0, owner, values)
+
+
+_BITS = 36  # of the largest number: sums of up to 2^26 of them stay within 62 bits
+
+
+def exact_sum_by(owner: Tensor, values: Tensor, count: int) -> Tensor:
+    """Return the sums (count, C) float64 of values (N, C) by owner (N,), the same on any device.
+
+    Numbers are rounded to 2^-36 of their column's largest, and added up as integers: their sum does
+    not depend on the order, which differs from run to run on a GPU.
+    """
+    values = values.double()
+    if len(values) == 0:
+        return values.new_zeros((count, values.shape[1]))
+    scale = 2.0**_BITS / values.abs().amax(0).clamp(min=1e-30)
+    sums = torch.zeros((count, values.shape[1]), dtype=torch.int64, device=values.device)
+    return sums.index_add_(0, owner, (values * scale).round().long()).double() / scale
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Return unit normals (V, 3) float32, the faces' weighted by area; zero where there is none."""
+    owner = faces.long().reshape(-1)
+    normals = face_normals(vertices.double(), faces).repeat_interleave(3, 0)
+    sums = exact_sum_by(owner, normals, len(vertices))
+    return torch.nn.functional.normalize(sums, dim=1).float()
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:

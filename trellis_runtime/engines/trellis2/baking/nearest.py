@@ -146,6 +146,10 @@ class Surface:
                 missed[here] = True
         return out, missed
 
+    def bvh_id(self) -> Any:
+        """Return the tree's name for a kernel of one's own; it lives as long as this surface."""
+        return self._built().id
+
     def _built(self) -> warp.Mesh:
         """Return the tree; called in torch's order.
 

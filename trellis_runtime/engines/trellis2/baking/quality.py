@@ -22,6 +22,7 @@ from trellis_runtime.contract.quality import QualityReport
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     connected_components,
     edge_keys,
+    exact_sum_by,
     half_edges,
     numbered,
 )
@@ -163,15 +164,8 @@ def _thickness(vertices: Tensor, faces: Tensor, part: Tensor, parts: int) -> Ten
     a, b, c = vertices[faces].double().unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(1) / 6
     area = torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
-    sums = _sums(part, torch.stack([volume, area], 1), parts)
+    sums = exact_sum_by(part, torch.stack([volume, area], 1), parts)
     return 2 * sums[:, 0].abs() / sums[:, 1].clamp(min=1e-30)
-
-
-def _sums(owner: Tensor, values: Tensor, count: int) -> Tensor:
-    """Return sums (count, C) of values (N, C) by owner (N,), the same each time on a GPU too."""
-    scale = 2.0**_SUM_BITS / values.abs().amax(0).clamp(min=1e-30)
-    sums = torch.zeros((count, values.shape[1]), dtype=torch.int64, device=values.device)
-    return sums.index_add_(0, owner, (values * scale).round().long()).double() / scale
 
 
 def _layout(baked: Baked, uvs: Tensor, faces: Tensor, size: int) -> dict[str, float | int]:
@@ -203,7 +197,7 @@ def _density(
     pair = torch.stack(
         [_areas(flat, faces), _areas(vertices, faces), torch.ones_like(chart).double()], 1
     )
-    sums = _sums(chart, pair, charts)
+    sums = exact_sum_by(chart, pair, charts)
     large = sums[(sums[:, 2] > _CHART_FACES + 0.5) & (sums[:, 1] > _FLAT)]
     if len(large) == 0:
         large = sums[sums[:, 1] > _FLAT]

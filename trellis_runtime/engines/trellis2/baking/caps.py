@@ -1,0 +1,73 @@
+"""What makes an assembled surface manifold: loops capped, and edges that stand doubled split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    connected_components,
+    edge_keys,
+    exact_sum_by,
+    half_edge_vertices,
+    numbered,
+)
+
+_Mesh = tuple[Tensor, Tensor]
+
+
+def cap_loops(points: Tensor, faces: Tensor, joined: Tensor) -> tuple[_Mesh, Tensor]:
+    """Close each loop of open half-edges by a fan around its middle.
+
+    points (V, 3), faces (F, 3) int64. joined (P, 2): half-edges that face each other; all others
+    are open. Every vertex has as many open edges in as out, as the corners of kept sides have it.
+    Returns the mesh, the fans last, and `joined` with what was joined here.
+    """
+    is_open = torch.ones(3 * len(faces), dtype=torch.bool, device=faces.device)
+    is_open[joined.reshape(-1)] = False
+    boundary = is_open.nonzero()[:, 0]
+    start, end = half_edge_vertices(faces, boundary).unbind(1)
+    loop, count = numbered(connected_components(start, end, len(points))[start])
+    number = torch.bincount(loop, minlength=count)[:, None]
+    middle = exact_sum_by(loop, points[start].double(), count) / number
+    fans = torch.stack([end, start, len(points) + loop], 1)
+    base = 3 * (len(faces) + torch.arange(len(fans), device=faces.device))
+    mesh = torch.cat([points, middle.to(points.dtype)]), torch.cat([faces, fans])
+    return mesh, torch.cat([joined, torch.stack([boundary, base], 1)])
+
+
+def split_doubled(points: Tensor, faces: Tensor, joined: Tensor) -> _Mesh:
+    """Split the edges that stand doubled, each pair of faces at a vertex of its own.
+
+    Two vertices can be joined by several edges of one oriented surface: each has one face on
+    either side, and only their ends are the same. A vertex in the middle of each tells them apart.
+    joined (P, 2) int64: half-edges that face each other.
+    """
+    keys = edge_keys(faces, len(points))[joined[:, 0]]
+    _, edge, uses = keys.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    doubled = joined[uses[edge] > 1]
+    if len(doubled) == 0:
+        return points, faces
+    middle = points[half_edge_vertices(faces, doubled[:, 0])].mean(1)
+    new = torch.full((3 * len(faces),), -1, device=faces.device)
+    number = len(points) + torch.arange(len(doubled), device=faces.device)
+    new[doubled[:, 0]], new[doubled[:, 1]] = number, number
+    return torch.cat([points, middle]), _subdivided(faces, new.reshape(-1, 3))
+
+
+def _subdivided(faces: Tensor, new: Tensor) -> Tensor:
+    """Return faces with the vertices `new` (F, 3) put into their edges, -1 for none."""
+    number = (new >= 0).sum(1)
+    parts = [faces[number == 0]]
+    for turn in range(3):
+        face, put = faces.roll(-turn, 1), new.roll(-turn, 1)
+        one = (number == 1) & (put[:, 0] >= 0)
+        (a, b, c), m = face[one].unbind(1), put[one, 0]
+        parts += [torch.stack([a, m, c], 1), torch.stack([m, b, c], 1)]
+        two = (number == 2) & (put[:, 0] < 0)
+        (a, b, c), (_, m, n) = face[two].unbind(1), put[two].unbind(1)
+        parts += [torch.stack(t, 1) for t in ((a, b, m), (a, m, n), (m, c, n))]
+    three = number == 3
+    (a, b, c), (m, n, o) = faces[three].unbind(1), new[three].unbind(1)
+    parts += [torch.stack(t, 1) for t in ((a, m, o), (m, b, n), (n, c, o), (m, n, o))]
+    return torch.cat(parts)

@@ -1,0 +1,275 @@
+"""From any triangles to closed shells on them: oriented outwards, manifold, nothing resampled.
+
+    triangles ─► both sides of each, linked around edges (`sides`)
+              ─► parts that enclose nothing dropped: inner walls, pockets, specks
+              ─► insides of leaks dropped (rays: `visibility`), their rims capped (`caps`)
+              ─► one vertex for each fan of corners; edges that would be doubled are split
+              ─► copies of one place moved apart, outwards
+
+A decoded surface has no orientation (its crossing flags are booleans), so that no sign of distance
+can be had from it. A closed part of sides with positive volume bounds a solid; one with negative
+volume bounds a hollow inside a solid, that nobody can see. An open sheet is both: its two sides are
+one part of no volume, and it stays as a thin shell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trellis_runtime.engines.trellis2.baking.caps import cap_loops, split_doubled
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    boundary_and_nonmanifold_edges,
+    connected_components,
+    edge_keys,
+    exact_sum_by,
+    half_edges,
+    numbered,
+    vertex_normals,
+)
+from trellis_runtime.engines.trellis2.baking.sides import (
+    Links,
+    clean_faces,
+    corner_copies,
+    joined_half_edges,
+    link_sides,
+    side_components,
+    side_faces,
+)
+from trellis_runtime.engines.trellis2.baking.visibility import hidden_sides
+from trellis_runtime.errors import MeshRejected
+
+_THIN = 0.05  # voxels of mean thickness, below which a part of sides encloses nothing
+_SPECK = 1e-5  # of all area: a smaller closed part is dropped, as upstream's clean-up does
+_APART = 0.02  # voxels that copies of one place move, so that welding does not undo them
+_WELD = 1e-6  # of the mesh's size: what counts as one place
+_ROUNDS = 8
+_BYTES_PER_FACE = 900
+
+
+@dataclass(frozen=True, slots=True)
+class ShellReport:
+    """shells: closed parts that are left. dropped_inner and dropped_specks: parts that are not.
+
+    thin_share: of the decoded area, faces of which both sides stayed. hidden_faces: sides dropped
+    as the insides of leaks. capped_loops: rims closed where those began.
+    """
+
+    shells: int
+    dropped_inner: int = 0
+    dropped_specks: int = 0
+    thin_share: float = 0.0
+    hidden_faces: int = 0
+    capped_loops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shells:
+    """vertices (V, 3) float32 and faces (F, 3) int32: closed, oriented outwards, manifold."""
+
+    vertices: Tensor
+    faces: Tensor
+    report: ShellReport
+
+
+def shells_bytes(faces: int) -> int:
+    """Return how much memory closing `faces` faces takes at its peak, beside the inputs."""
+    return faces * _BYTES_PER_FACE
+
+
+def close_surface(
+    vertices: Tensor, faces: Tensor, voxel: float, *, min_thickness: float = 0.0
+) -> Shells:
+    """Return closed shells on the surface of vertices (V, 3) and faces (F, 3), in any order.
+
+    voxel: side of a voxel, in the mesh's units, by which thin is told from solid. min_thickness:
+    what open sheets are thickened to, in the mesh's units, tapering to their rims; solids stay as
+    they are. Raises `MeshRejected` where nothing is left.
+    """
+    faces = clean_faces(faces, len(vertices))
+    if len(faces) == 0:
+        raise MeshRejected("the decoded surface has no face with an area; another seed may help")
+    links = link_sides(vertices, faces)
+    kept, dropped, specks = _enclosing(vertices, faces, links, voxel)
+    both = kept[0::2] & kept[1::2]
+    area = _areas(vertices, faces)
+    thin = float((area * both).sum() / area.sum().clamp(min=1e-30))
+    hidden = hidden_sides(vertices, faces, links, kept, area, 0.02 * voxel)
+    kept &= ~hidden
+    if not bool(kept.any()):
+        raise MeshRejected(
+            "no part of the decoded surface encloses anything; another seed may help"
+        )
+    made, source, capped = _assembled(vertices, faces, links, kept)
+    apart = max(_APART * voxel, min_thickness / 2)
+    points = _moved_apart(made, source, apart, _APART * voxel)
+    counts = {"thin_share": thin, "hidden_faces": int(hidden.sum()), "capped_loops": capped}
+    return _finished(points, made[1], dropped_inner=dropped, dropped_specks=specks, **counts)
+
+
+def repair_shells(vertices: Tensor, faces: Tensor, voxel: float) -> Shells:
+    """Return the oriented shells of vertices (V, 3) and faces (F, 3) mended after decimation.
+
+    Faces keep their direction. Where an edge has more than two faces or a vertex several fans, they
+    come apart; where a hole has opened it is capped; vertices that have met move apart.
+    """
+    faces = clean_faces(faces, len(vertices))
+    boundary, crowded = boundary_and_nonmanifold_edges(faces, len(vertices))
+    if len(boundary) or len(crowded) or _pinched(faces, len(vertices)):
+        links = link_sides(vertices, faces)
+        kept = torch.arange(2 * len(faces), device=faces.device) % 2 == 0
+        made, source, _ = _assembled(vertices, faces, links, kept)
+        vertices, faces = _moved_apart(made, source, _APART * voxel, _APART * voxel), made[1]
+    return _finished(vertices, faces)
+
+
+def orient_double_sided(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Return vertices, and faces (F', 3) int32 that turn alike wherever that can be.
+
+    The surface stays open. Faces that hang together over edges of two turn so that they enclose
+    more than nothing; what cannot be oriented (a Moebius band) stays as it was.
+    """
+    faces = clean_faces(faces, len(vertices))
+    links = link_sides(vertices, faces)
+    part, count = numbered(side_components(links, len(faces), links.plain))
+    volume = exact_sum_by(part, _side_volumes(vertices, faces)[:, None], count)[:, 0]
+    front, back = part[0::2], part[1::2]
+    turned = volume[back] > volume[front]
+    same = volume[back] == volume[front]  # flat: the part that was numbered first
+    turned = torch.where(same, back < front, turned)
+    return vertices.float(), torch.where(turned[:, None], faces[:, [0, 2, 1]], faces).int()
+
+
+def _enclosing(
+    vertices: Tensor, faces: Tensor, links: Links, voxel: float
+) -> tuple[Tensor, int, int]:
+    """Return which sides (2 F,) bool bound a solid or a sheet; parts dropped as inner, as specks."""
+    part, count = numbered(side_components(links, len(faces)))
+    volume = _side_volumes(vertices, faces)
+    area = _areas(vertices, faces).repeat_interleave(2)
+    sums = exact_sum_by(part, torch.stack([volume, area], 1), count)
+    inner = sums[:, 0] <= -_THIN * voxel * sums[:, 1]
+    speck = ~inner & (sums[:, 1] < 2 * _SPECK * float(area.sum() / 2))
+    if bool((inner | speck).all()):
+        speck = torch.zeros_like(speck)
+    return ~(inner | speck)[part], int(inner.sum()), int(speck.sum())
+
+
+def _side_volumes(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Return, side by side (2 F,), the signed volume between each side and the mesh's middle."""
+    middle = vertices.double().mean(0)
+    a, b, c = ((vertices[faces[:, i]].double() - middle) for i in range(3))
+    volume = (a * torch.linalg.cross(b, c)).sum(1) / 6
+    return torch.stack([volume, -volume], 1).reshape(-1)
+
+
+def _areas(vertices: Tensor, faces: Tensor) -> Tensor:
+    a, b, c = (vertices[faces[:, i]].double() for i in range(3))
+    return torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
+
+
+_Mesh = tuple[Tensor, Tensor]
+
+
+def _assembled(
+    vertices: Tensor, faces: Tensor, links: Links, kept: Tensor
+) -> tuple[_Mesh, Tensor, int]:
+    """Return the mesh of the kept sides, each vertex's source (V',), and how many loops were capped.
+
+    A vertex that was made here has no source: -1.
+    """
+    sides = side_faces(corner_copies(links, len(faces), kept))
+    source = side_faces(faces.repeat_interleave(2, 0).reshape(-1))
+    used, made = sides[kept].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    origin = torch.empty(len(used), dtype=torch.int64, device=faces.device)
+    origin[made.reshape(-1)] = source[kept].reshape(-1)
+    mesh, joined = cap_loops(vertices[origin], made, joined_half_edges(links, kept))
+    loops = len(mesh[0]) - len(origin)
+    mesh = split_doubled(*mesh, joined)
+    added = origin.new_full((len(mesh[0]) - len(origin),), -1)
+    return mesh, torch.cat([origin, added]), loops
+
+
+def _moved_apart(mesh: _Mesh, source: Tensor, sheets: float, least: float) -> Tensor:
+    """Return points (V, 3) where those of one source stand apart, along their own normals.
+
+    Copies move by `sheets`; what still meets afterwards by `least` more, round by round.
+    """
+    points, faces = mesh
+    normals = vertex_normals(points, faces)
+    uses = torch.bincount(source[source >= 0], minlength=1)
+    copied = (source >= 0) & (uses[source.clamp(min=0)] > 1)
+    points = torch.where(copied[:, None], points + normals * sheets, points).float()
+    return _unmet(points, faces, least)
+
+
+def _unmet(points: Tensor, faces: Tensor, step: float) -> Tensor:
+    """Return points (V, 3) no two of which a welding at a millionth of the size would join."""
+    for number in range(_ROUNDS):
+        met = _meeting(points)
+        if not bool(met.any()):
+            return points
+        # Each its own way: along its normal, and a little towards the middle of its neighbours.
+        inwards = _neighbours_middle(points, faces) - points
+        way = vertex_normals(points, faces) + 0.5 * torch.nn.functional.normalize(inwards, dim=1)
+        rank = _rank(points)[:, None] + 1
+        points = torch.where(met[:, None], points + way * (step * (number + 1) * rank / 2), points)
+    return points
+
+
+def _places(points: Tensor) -> Tensor:
+    """Return a number (V,) int64 for each place, equal where a welding would join two points."""
+    low = points.amin(0).double()
+    cell = float((points.amax(0).double() - low).amax().clamp(min=1e-12)) * _WELD
+    at = ((points.double() - low) / cell).round().long()
+    return (at[:, 0] << 42) | (at[:, 1] << 21) | at[:, 2]
+
+
+def _meeting(points: Tensor) -> Tensor:
+    _, at, uses = _places(points).unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    return uses[at] > 1
+
+
+def _rank(points: Tensor) -> Tensor:
+    """Return how many points (V,) with a lower number are at the same place."""
+    places, order = _places(points).sort(stable=True)
+    _, at, uses = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - (uses.cumsum(0) - uses)[at]
+    return rank
+
+
+def _neighbours_middle(points: Tensor, faces: Tensor) -> Tensor:
+    edges = half_edges(faces.long())
+    sums = exact_sum_by(edges[:, 0], points[edges[:, 1]].double(), len(points))
+    number = torch.bincount(edges[:, 0], minlength=len(points)).clamp(min=1)
+    return (sums / number[:, None]).to(points.dtype)
+
+
+def _pinched(faces: Tensor, count: int) -> bool:
+    """Whether the corners at some vertex of a closed manifold make more than one fan."""
+    keys, order = edge_keys(faces, count).sort(stable=True)
+    a, b = order[0::2], order[1::2]
+    # The two half-edges of an edge run against each other: start of one is end of the other.
+    nexts = a // 3 * 3 + (a + 1) % 3, b // 3 * 3 + (b + 1) % 3
+    if not bool((faces.reshape(-1)[a] == faces.reshape(-1)[nexts[1]]).all()):
+        return True  # two faces that run alike along their edge: to be turned or parted
+    first, second = torch.cat([a, nexts[0]]), torch.cat([nexts[1], b])
+    fans = connected_components(first, second, 3 * len(faces))
+    return len(fans.unique()) != len(faces.unique())  # type: ignore[no-untyped-call]
+
+
+def _finished(points: Tensor, faces: Tensor, **counts: float) -> Shells:
+    """Return the shells, or raise `MeshRejected` where they are not what was promised."""
+    boundary, crowded = boundary_and_nonmanifold_edges(faces, len(points))
+    if len(boundary) or len(crowded) or _pinched(faces, len(points)):
+        raise MeshRejected(
+            f"the surface could not be closed: {len(boundary)} open edges and "
+            f"{len(crowded) // 2} crowded ones are left; shell: 'double_sided' keeps it open"
+        )
+    ends = half_edges(faces)
+    labels = connected_components(ends[:, 0], ends[:, 1], len(points))
+    shells = len(labels[faces[:, 0]].unique())  # type: ignore[no-untyped-call]
+    return Shells(points.float(), faces.int(), ShellReport(shells, **counts))  # type: ignore[arg-type]
