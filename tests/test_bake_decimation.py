@@ -120,6 +120,22 @@ def test_a_budget_that_is_met_changes_nothing() -> None:
     assert torch.equal(done.vertices, vertices)
 
 
+def test_edges_that_cannot_go_do_not_hide_the_one_that_can() -> None:
+    """Each two of the 7-vertex torus' vertices are neighbours, so that none of its edges may go.
+
+    A low vertex on one of its faces may, but its edges cost the most and are asked last.
+    """
+    i = torch.arange(7)
+    ring = torch.cat([torch.stack([i, i + 1, i + 3], 1), torch.stack([i, i + 3, i + 2], 1)]) % 7
+    angle = i * (2 * torch.pi / 7)
+    flat = torch.stack([angle.cos(), angle.sin(), torch.zeros(7)], 1)
+    tip = flat[[0, 1, 3]].mean(0, keepdim=True) + torch.tensor([[0, 0, 0.05]])
+    cone = torch.tensor([[0, 1, 7], [1, 3, 7], [3, 0, 7]])
+    done = decimate(torch.cat([flat, tip]), torch.cat([ring[1:], cone]).int(), 4)
+    assert len(done.faces) == 14
+    assert as_mesh(done).euler_number == 0
+
+
 def test_a_tetrahedron_is_as_low_as_it_goes() -> None:
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     faces = torch.tensor([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]]).int()

@@ -18,6 +18,7 @@ Preserving Edge Contraction, 1999).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
 
 _PASSES = 4  # how often a round asks the edges that are left
 _SHARE = 0.5  # of a round's edges, the cheapest, may go
+_LEAST = 0.02  # of the faces, or what is due, goes in a round where anything can
 _SAMPLES = 1 << 16  # costs that a round's bound is read off
 _NEVER = 0x7FFFFFFFFFFFFFFF
 _BYTES_PER_FACE = 300
@@ -103,15 +105,19 @@ class _Mesh:
         around = _Around.of(self.faces, len(self.vertices))
         edges.bound(share)
         closed = torch.zeros(len(self.vertices), dtype=torch.int32, device=self.faces.device)
-        chosen = []
-        for _ in range(_PASSES):
+        chosen = edges.ends.new_empty((0, 2), dtype=torch.int64)
+        excess = len(self.faces) - target
+        # Where many edges are refused, those behind them are asked too: a round ends with next to
+        # nothing only when no edge is left to ask.
+        due = max(1, int(min(excess, _LEAST * len(self.faces)) / 2))
+        for asked in itertools.count():
             found = self._independent(edges, closed)
-            if len(found) == 0:
+            if len(found) == 0 or (asked >= _PASSES and len(chosen) >= due):
                 break
             places = self._places(edges, around, found, closed)
-            chosen.append(torch.stack([found, places], 1)[places > 0])
-        if chosen:
-            self._collapse(edges, torch.cat(chosen), len(self.faces) - target)
+            chosen = torch.cat([chosen, torch.stack([found, places], 1)[places > 0]])
+        if len(chosen):
+            self._collapse(edges, chosen, excess)
 
     def _independent(self, edges: _Edges, closed: Tensor) -> Tensor:
         """Return edges (N,) int64 whose key is the least within two steps."""
