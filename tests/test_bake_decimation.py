@@ -98,11 +98,13 @@ def test_a_rim_stays_where_it_is() -> None:
     assert np.ptp(mesh.vertices[:, 0]) * np.ptp(mesh.vertices[:, 1]) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_thin_sheet_with_two_sides_does_not_fall_through_itself() -> None:
+@pytest.mark.parametrize("target", [2000, 200])
+def test_a_thin_sheet_with_two_sides_does_not_fall_through_itself(target: int) -> None:
     sheet = trimesh.creation.box((0.9, 0.7, 0.0002))
     for _ in range(6):
         sheet = sheet.subdivide()
-    mesh = as_mesh(decimate(*tensors(sheet), 200))
+    mesh = as_mesh(decimate(*tensors(sheet), target))
+    assert len(mesh.faces) == target  # past the rim's strips, a thousand times as long as wide
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(0.9 * 0.7 * 0.0002, rel=0.02)
 
@@ -118,6 +120,22 @@ def test_a_budget_that_is_met_changes_nothing() -> None:
     done = decimate(vertices, faces, len(faces))
     assert torch.equal(done.faces, faces)
     assert torch.equal(done.vertices, vertices)
+
+
+def test_edges_that_cannot_go_do_not_hide_the_one_that_can() -> None:
+    """Each two of the 7-vertex torus' vertices are neighbours, so that none of its edges may go.
+
+    A low vertex on one of its faces may, but its edges cost the most and are asked last.
+    """
+    i = torch.arange(7)
+    ring = torch.cat([torch.stack([i, i + 1, i + 3], 1), torch.stack([i, i + 3, i + 2], 1)]) % 7
+    angle = i * (2 * torch.pi / 7)
+    flat = torch.stack([angle.cos(), angle.sin(), torch.zeros(7)], 1)
+    tip = flat[[0, 1, 3]].mean(0, keepdim=True) + torch.tensor([[0, 0, 0.05]])
+    cone = torch.tensor([[0, 1, 7], [1, 3, 7], [3, 0, 7]])
+    done = decimate(torch.cat([flat, tip]), torch.cat([ring[1:], cone]).int(), 4)
+    assert len(done.faces) == 14
+    assert as_mesh(done).euler_number == 0
 
 
 def test_a_tetrahedron_is_as_low_as_it_goes() -> None:

@@ -18,6 +18,7 @@ Preserving Edge Contraction, 1999).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,10 @@ from trellis_runtime.engines.trellis2.baking.nearest import launch
 from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
 
 _PASSES = 4  # how often a round asks the edges that are left
-_SHARE = 0.5  # of a round's edges, the cheapest, may go
+_SHARE = 0.5  # of the faces due: as many of the cheapest edges may go in a round
+_LEAST = 0.02  # of the faces, or what is due, goes in a round where anything can
+_SLIVER = 0.01  # least evenness that a collapse may give a face: 1 is equilateral, 0 a line
+_THINNEST = 1e-8  # evenness that is told from a line
 _SAMPLES = 1 << 16  # costs that a round's bound is read off
 _NEVER = 0x7FFFFFFFFFFFFFFF
 _BYTES_PER_FACE = 300
@@ -74,9 +78,14 @@ def decimate(
         rounds += 1
         if progress is not None:
             progress(len(mesh.faces))
-        if len(mesh.faces) == before and share == 1.0:
+        if len(mesh.faces) < before:
+            share = _SHARE
+        elif share * (before - target) < before:
+            share *= 4  # all of the edges, in the end
+        elif mesh.sliver > 0.0:
+            mesh.allow_slivers()
+        else:
             break  # every edge that is left would change the topology, or fold a face
-        share = _SHARE if len(mesh.faces) < before else 1.0
     return Decimated(mesh.vertices, mesh.faces, rounds)
 
 
@@ -85,6 +94,7 @@ class _Mesh:
 
     def __init__(self, vertices: Tensor, faces: Tensor, quadrics: Tensor) -> None:
         self.vertices, self.faces, self.quadrics = vertices, faces, quadrics
+        self.sliver = _SLIVER
 
     @classmethod
     def begin(cls, vertices: Tensor, faces: Tensor) -> _Mesh:
@@ -97,21 +107,32 @@ class _Mesh:
         launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, _array(quadrics)], quadrics)
         return mesh
 
+    def allow_slivers(self) -> None:
+        """Let faces become thinner: long strips that are thin already stop everything else."""
+        self.sliver = self.sliver * 0.1 if self.sliver > _THINNEST else 0.0
+
     def collapse_round(self, target: int, share: float) -> None:
-        """Collapse an independent set of the cheapest edges, down to `target` faces at most."""
+        """Collapse an independent set of the cheapest edges, down to `target` faces at most.
+
+        The bound follows what is due: near the end only the very cheapest go, as one by one.
+        """
         edges = _Edges.of(self)
         around = _Around.of(self.faces, len(self.vertices))
-        edges.bound(share)
+        excess = len(self.faces) - target
+        edges.bound(share * excess / len(self.faces))
         closed = torch.zeros(len(self.vertices), dtype=torch.int32, device=self.faces.device)
-        chosen = []
-        for _ in range(_PASSES):
+        chosen = edges.ends.new_empty((0, 2), dtype=torch.int64)
+        # Where many edges are refused, those behind them are asked too: a round ends with next to
+        # nothing only when no edge is left to ask.
+        due = max(1, int(min(excess, _LEAST * len(self.faces)) / 2))
+        for asked in itertools.count():
             found = self._independent(edges, closed)
-            if len(found) == 0:
+            if len(found) == 0 or (asked >= _PASSES and len(chosen) >= due):
                 break
             places = self._places(edges, around, found, closed)
-            chosen.append(torch.stack([found, places], 1)[places > 0])
-        if chosen:
-            self._collapse(edges, torch.cat(chosen), len(self.faces) - target)
+            chosen = torch.cat([chosen, torch.stack([found, places], 1)[places > 0]])
+        if len(chosen):
+            self._collapse(edges, chosen, excess)
 
     def _independent(self, edges: _Edges, closed: Tensor) -> Tensor:
         """Return edges (N,) int64 whose key is the least within two steps."""
@@ -130,7 +151,8 @@ class _Mesh:
         """Return where (N,) each of the edges may collapse to, from 1; 0 for one that may not."""
         fine = torch.zeros(len(which), dtype=torch.int32, device=which.device)
         given = [*self._arrays(), _array(self.quadrics), *around.arrays(), edges.arrays()[0]]
-        given += [_array(edges.boundary_vertices), _array(edges.dearest), _array(which)]
+        given += [_array(edges.boundary_vertices), _array(edges.dearest)]
+        given += [self.sliver, _array(which)]
         launch(kernels.check, len(which), [*given, _array(fine), _array(closed)], which)
         edges.keys[which[fine == 0]] = _NEVER  # not asked again in this round
         return fine.long()

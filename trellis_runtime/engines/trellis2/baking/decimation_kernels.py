@@ -22,7 +22,6 @@ from trellis_runtime.engines.trellis2.baking.quadrics import (
 )
 
 _LEAST_COSINE = 0.2  # between a face's normal before and after
-_SLIVER = 0.01  # 4 sqrt(3) area over the sum of squared sides: 1 for an even triangle
 _REACH = 2.0  # lengths of an edge that its new vertex may lie from its middle
 _PLACES = 4  # that a new vertex is tried at: the best, the middle, the ends
 
@@ -158,6 +157,7 @@ def _has(faces: Faces, face: warp.int32, v: warp.int32) -> warp.bool:
 
 @warp.func
 def _evenness(a: warp.vec3d, b: warp.vec3d, c: warp.vec3d, twice: warp.float64) -> warp.float64:
+    """4 sqrt(3) area over the sum of squared sides: 1 for an even triangle."""
     sides = warp.length_sq(b - a) + warp.length_sq(c - b) + warp.length_sq(a - c)
     return warp.float64(3.4641016151377544) * twice / warp.max(sides, warp.float64(1.0e-300))
 
@@ -171,6 +171,7 @@ def _turns_well(
     v: warp.int32,
     other: warp.int32,
     to: warp.vec3d,
+    least_even: warp.float32,
 ) -> warp.bool:
     """Whether no face at v folds over or becomes a sliver when v moves; those of `other` go."""
     here = _at(vertices, v)
@@ -184,7 +185,7 @@ def _turns_well(
             if warp.dot(before, after) < warp.float64(_LEAST_COSINE) * was * now:
                 return False
             even = _evenness(to, x, y, now)
-            if even < warp.float64(_SLIVER) and even <= _evenness(here, x, y, was):
+            if even < warp.float64(least_even) and even <= _evenness(here, x, y, was):
                 return False
     return True
 
@@ -267,6 +268,7 @@ def check(
     ends: Faces,
     rim: Ints,
     dearest: Floats,
+    sliver: warp.float32,
     which: Longs,
     fine: Ints,
     closed: Ints,
@@ -283,8 +285,8 @@ def check(
             cheap = choice == 0 or _cost_at(vertices, quadrics, a, b, to) <= dearest[0]
             if (
                 cheap
-                and _turns_well(vertices, faces, starts, corners, a, b, to)
-                and _turns_well(vertices, faces, starts, corners, b, a, to)
+                and _turns_well(vertices, faces, starts, corners, a, b, to, sliver)
+                and _turns_well(vertices, faces, starts, corners, b, a, to, sliver)
             ):
                 fine[i] = choice + 1
     if fine[i] != 0:
