@@ -79,10 +79,12 @@ def _flattened(charts: ChartSet, texels_per_unit: float, last: bool) -> tuple[Te
     folds = _folded(relaxed, charts, texels_per_unit)
     flat = upright(torch.where(folds[charts.owner, None], plain, relaxed), charts)
     refused = find_overlaps(flat, charts, texels_per_unit)
-    if last or not bool((refused & ~folds).any()):
-        return flat, refused & (not last)
-    flat = torch.where(refused[charts.owner, None], upright(plain, charts), flat)
-    return flat, find_overlaps(flat, charts, texels_per_unit)
+    if bool((refused & ~folds).any()):
+        folds = folds | refused
+        flat = torch.where(refused[charts.owner, None], upright(plain, charts), flat)
+        refused = find_overlaps(flat, charts, texels_per_unit)
+    refused = refused | (folds & _folded(plain, charts, texels_per_unit))
+    return flat, refused & (not last)
 
 
 def mean_axes(charts: ChartSet) -> Tensor:

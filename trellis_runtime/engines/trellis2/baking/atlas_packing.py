@@ -1,0 +1,227 @@
+"""Packing flat charts into one square texture, all at one density, with their true outlines.
+
+    flat charts, texels per unit s (a guess)
+      -> cells: the texture as a grid of at most 1024 a side; each chart widened by half of the
+         padding on every side, and all cells that this touches          (Warp, on the device)
+      -> runs of cells in each of four quarter turns
+      -> `packing_kernel`: each chart at the lowest free place of a strip as wide as the texture
+      -> the strip's height h tells the next guess  s sqrt(side / h); the largest s that fits stays
+
+Two charts whose widened outlines share no cell lie at least the padding apart.
+"""
+
+# No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import warp
+from torch import Tensor
+
+from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet, extents, signed_areas
+from trellis_runtime.engines.trellis2.baking.overlaps import launch
+from trellis_runtime.engines.trellis2.baking.packing_kernel import place
+
+_FINEST = 1024  # cells a side; more only where there are too many charts
+_GUESS = 0.62  # of the cells, that charts will fill
+_TRIALS = 5
+_GOOD = 0.985  # rows used of those there are, after which no other density is tried
+_STRIP = 3  # a strip is so many times as long as the texture
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    side: int  # cells
+    margin: float  # half of the padding, in cells
+
+
+def default_padding(texture_size: int) -> int:
+    """Return how many texels lie between charts: 2, and 4 in a texture of 2048, 8 in one of 4096."""
+    return max(2, texture_size // 512)
+
+
+def pack(
+    flat: Tensor, charts: ChartSet, texture_size: int, padding: int | None = None
+) -> tuple[Tensor, float]:
+    """Return texture coordinates (V, 2) in 0..1, and texels per unit of `flat`.
+
+    flat (V, 2) float32: each chart's lower corner is at the origin.
+    """
+    _, size = extents(flat, charts.owner, charts.count)
+    padding = default_padding(texture_size) if padding is None else padding
+    grid = _grid(charts.count, texture_size, padding)
+    scale = _first_guess(flat, charts, size, grid)
+    best: tuple[Tensor, float] | None = None
+    for trial in range(60):
+        uvs, rows = _packed(flat, size, charts, grid, scale)
+        if 0 <= rows <= grid.side:
+            if best is None or scale > best[1]:
+                best = uvs, scale
+            if rows >= _GOOD * grid.side or scale >= _largest(size, grid) or trial >= _TRIALS:
+                break
+        elif best is not None and trial >= _TRIALS:
+            break
+        scale = _next(scale, rows, size, grid, best)
+    assert best is not None  # noqa: S101
+    return best[0], best[1] * texture_size / grid.side
+
+
+def _next(
+    scale: float, rows: int, size: Tensor, grid: _Grid, best: tuple[Tensor, float] | None
+) -> float:
+    """Return the next scale to try after `scale` took `rows` rows, or did not fit (-1)."""
+    factor = 0.6 if rows <= 0 else math.sqrt(0.997 * grid.side / rows)
+    guess = min(scale * factor, _largest(size, grid))
+    if best is not None and rows > grid.side and guess <= best[1]:
+        return (scale + best[1]) / 2
+    return guess
+
+
+def _grid(count: int, texture_size: int, padding: int) -> _Grid:
+    """Return a grid on which `count` charts have room, with less padding where they need it."""
+    side = min(texture_size, _FINEST)
+    while True:
+        room = (math.sqrt(0.3 * side * side / count) - 1) / 2
+        margin = min(padding / 2 * side / texture_size, room)
+        if margin > 0.05 or side >= 16 * _FINEST:
+            return _Grid(side, max(margin, 0.01))
+        side *= 2
+
+
+def _largest(size: Tensor, grid: _Grid) -> float:
+    """Return the scale at which the longest chart is as long as the grid."""
+    return (grid.side - 2 * grid.margin - 1e-3) / max(float(size.max()), 1e-20)
+
+
+def _first_guess(flat: Tensor, charts: ChartSet, size: Tensor, grid: _Grid) -> float:
+    """Return cells per unit at which charts and the padding around them fill _GUESS of the grid."""
+    area = float(signed_areas(flat, charts.faces).double().abs().sum())
+    around = float(size.double().sum()) * (2 * grid.margin + 1)
+    corners = charts.count * (2 * grid.margin + 1) ** 2 - _GUESS * grid.side**2
+    # area s^2 + around s + corners = 0
+    root = math.sqrt(max(around * around - 4 * area * corners, 0.0))
+    guess = -2 * corners / max(around + root, 1e-20) if corners < 0 else 1e-3
+    return min(guess, _largest(size, grid))
+
+
+def _packed(
+    flat: Tensor, size: Tensor, charts: ChartSet, grid: _Grid, scale: float
+) -> tuple[Tensor, int]:
+    """Return texture coordinates (V, 2) at `scale` cells per unit, and the rows that were used."""
+    cells = flat * scale + grid.margin
+    columns_rows = (size * scale + 2 * grid.margin).ceil().int().clamp(min=1)
+    chart, x, y = _touched(cells, charts, columns_rows, grid.margin)
+    runs, begins = _runs(chart, x, y, columns_rows)
+    sizes = columns_rows.cpu().numpy()
+    order = np.lexsort((-sizes.min(1), -sizes.sum(1))).astype(np.int32)
+    places, rows = place(runs, begins, sizes, order, grid.side, _STRIP * grid.side)
+    at = torch.from_numpy(places).to(flat.device)
+    return _moved(cells, columns_rows, at, charts.owner) / grid.side, rows
+
+
+def _moved(cells: Tensor, sizes: Tensor, at: Tensor, owner: Tensor) -> Tensor:
+    """Return cells (V, 2), each chart turned by its quarter turns and at its place (charts, 3)."""
+    turn = at[owner, 0]
+    x, y = cells.unbind(1)
+    width, height = sizes[owner].to(cells.dtype).unbind(1)
+    turned_x = torch.stack([x, height - y, width - x, y], 1).gather(1, turn.long()[:, None])
+    turned_y = torch.stack([y, x, height - y, width - x], 1).gather(1, turn.long()[:, None])
+    return torch.cat([turned_x, turned_y], 1) + at[owner, 1:]
+
+
+def _touched(
+    cells: Tensor, charts: ChartSet, sizes: Tensor, margin: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all cells, as chart, x and y (N,), that faces widened by `margin` touch; sorted."""
+    width, height = sizes.long().unbind(1)
+    ends = (width * height).cumsum(0)
+    begins = ends - width * height
+    marks = torch.zeros(int(ends[-1]), dtype=torch.int32, device=cells.device)
+    launch(
+        _mark,
+        len(charts.faces),
+        [
+            cells[charts.faces].reshape(-1),
+            charts.chart.int(),
+            begins.int(),
+            sizes.contiguous().view(-1),
+            marks,
+            margin,
+        ],
+    )
+    at = marks.nonzero()[:, 0]
+    chart = torch.searchsorted(ends, at, right=True)
+    within = at - begins[chart]
+    return chart, within % width[chart], within // width[chart]
+
+
+def _runs(
+    chart: Tensor, x: Tensor, y: Tensor, sizes: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return runs (N, 3) int32 of cells: row, column, length; and where each chart's turns begin.
+
+    Sorted by chart, turn (0..3 quarter turns to the left), and the longest first.
+    """
+    width, height = sizes.long()[chart].unbind(1)
+    turns = [(x, y), (height - 1 - y, x), (width - 1 - x, height - 1 - y), (y, width - 1 - x)]
+    found = []
+    for turn, (column, row) in enumerate(turns):
+        key = ((chart * 4 + turn) << 32) | (row << 16) | column
+        key = key.sort().values
+        first = torch.ones_like(key, dtype=torch.bool)
+        first[1:] = key[1:] != key[:-1] + 1
+        begin = first.nonzero()[:, 0]
+        end = torch.cat([begin[1:], begin.new_tensor([len(key)])])
+        found.append(torch.stack([key[begin], end - begin], 1))
+    key, length = torch.cat(found).unbind(1)
+    group = key >> 32
+    order = ((group << 16) | (65535 - length)).argsort(stable=True)
+    key, length, group = key[order], length[order], group[order]
+    runs = torch.stack([(key >> 16) & 65535, key & 65535, length], 1).int()
+    begins = torch.searchsorted(group, torch.arange(4 * len(sizes) + 1, device=key.device))
+    return runs.cpu().numpy(), begins.int().cpu().numpy()
+
+
+@warp.kernel(enable_backward=False)
+def _mark(
+    corners: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
+    chart: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
+    begins: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
+    sizes: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
+    marks: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
+    margin: float,
+) -> None:
+    f = warp.tid()
+    c = chart[f]
+    width = sizes[2 * c]
+    height = sizes[2 * c + 1]
+    a = warp.vec2(corners[6 * f], corners[6 * f + 1])
+    b = warp.vec2(corners[6 * f + 2], corners[6 * f + 3])
+    d = warp.vec2(corners[6 * f + 4], corners[6 * f + 5])
+    sign = float(1.0)
+    if (b[0] - a[0]) * (d[1] - a[1]) - (b[1] - a[1]) * (d[0] - a[0]) < 0.0:
+        sign = float(-1.0)
+    x0 = warp.max(int(warp.floor(warp.min(a[0], warp.min(b[0], d[0])) - margin)), 0)
+    x1 = warp.min(int(warp.floor(warp.max(a[0], warp.max(b[0], d[0])) + margin)), width - 1)
+    y0 = warp.max(int(warp.floor(warp.min(a[1], warp.min(b[1], d[1])) - margin)), 0)
+    y1 = warp.min(int(warp.floor(warp.max(a[1], warp.max(b[1], d[1])) + margin)), height - 1)
+    reach = 0.5 + margin
+    for y in range(y0, y1 + 1):
+        for x in range(x0, x1 + 1):
+            p = warp.vec2(float(x) + 0.5, float(y) + 0.5)
+            if (
+                _beside(a, b, p, sign, reach)
+                and _beside(b, d, p, sign, reach)
+                and _beside(d, a, p, sign, reach)
+            ):
+                marks[begins[c] + y * width + x] = 1
+
+
+@warp.func
+def _beside(a: warp.vec2, b: warp.vec2, p: warp.vec2, sign: float, reach: float) -> bool:
+    """Whether some point within `reach` of p in x and in y is left of the line from a to b."""
+    along = b - a
+    left = sign * (along[0] * (p[1] - a[1]) - along[1] * (p[0] - a[0]))
+    return left + reach * (warp.abs(along[0]) + warp.abs(along[1])) >= 0.0
