@@ -12,13 +12,13 @@ Shapes: flat coordinates are (V, 2) float32 in the unit of the mesh, a vertex on
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import (
     ChartSet,
-    cross,
     cut_into_charts,
     exact_sum_by,
     extents,
@@ -34,17 +34,27 @@ from trellis_runtime.engines.trellis2.baking.relaxation import relax
 from trellis_runtime.engines.trellis2.baking.segmentation import adjacent_half_edges
 
 _HALVINGS = 12  # after which each face that is left is a chart
+_LONGEST = 0.85  # of the texture's side, that a chart may be long
 _ANGLES = 36  # of boxes that are tried, in a quarter turn
 _GROWTH = 6.0  # the most that a chart is scaled up to its surface's area
 
 
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What is seen of a surface in its texture; lengths are in the unit of the mesh."""
+
+    texels_per_unit: float
+    side: float  # the texture's
+    negligible: float  # area of faces that may lie upside down: no texel is theirs
+
+
 def lay_flat(
-    vertices: Tensor, faces: Tensor, chart: Tensor, count: int, texels_per_unit: float
+    vertices: Tensor, faces: Tensor, chart: Tensor, count: int, resolution: Resolution
 ) -> tuple[ChartSet, Tensor, int]:
     """Return the charts, their flat coordinates (V, 2), and how many had to be cut further.
 
     vertices (V, 3) float32, faces (F, 3) int64, chart (F,) int64 in 0..count-1. No chart covers a
-    texel twice where `texels_per_unit` texels make a unit of length.
+    texel twice, no face is upside down, and none is longer than the texture.
     """
     label, corners = chart.clone(), vertices.new_zeros((len(faces), 3, 2))
     left = torch.arange(len(faces), device=faces.device)
@@ -52,18 +62,17 @@ def lay_flat(
     for halving in range(_HALVINGS + 2):
         part, number = numbered(label[left])
         charts = cut_into_charts(vertices, faces[left], part, number)
-        flat, refused = _flattened(charts, texels_per_unit, last=halving > _HALVINGS)
-        bad = refused[charts.chart]
+        flat, refused = _flattened(charts, resolution)
         at = left[charts.face]
         label[at] = charts.chart + used
         corners[at] = flat[charts.faces]
         used += number
-        if not bool(refused.any()):
-            break
         cut += int(refused.sum()) if halving == 0 else 0
-        halves = _halves(charts, bad, each=halving == _HALVINGS)
+        if halving > _HALVINGS or not bool(refused.any()):
+            break
+        bad = refused[charts.chart]
         left = at[bad]
-        label[left] = halves
+        label[left] = _halves(charts, bad, each=halving == _HALVINGS)
     label, count = numbered(label)
     charts = cut_into_charts(vertices, faces, label, count)
     flat = corners.new_zeros((len(charts.vertices), 2))
@@ -71,20 +80,38 @@ def lay_flat(
     return charts, flat, cut
 
 
-def _flattened(charts: ChartSet, texels_per_unit: float, last: bool) -> tuple[Tensor, Tensor]:
+def _flattened(charts: ChartSet, resolution: Resolution) -> tuple[Tensor, Tensor]:
     """Return coordinates (V, 2), and (charts,) bool: where they cannot be used."""
-    plain = project(charts, mean_axes(charts))
-    relaxed = _scaled(relax(plain, charts), charts)
-    plain = _scaled(plain, charts)
-    folds = _folded(relaxed, charts, texels_per_unit)
-    flat = upright(torch.where(folds[charts.owner, None], plain, relaxed), charts)
-    refused = find_overlaps(flat, charts, texels_per_unit)
-    if bool((refused & ~folds).any()):
-        folds = folds | refused
-        flat = torch.where(refused[charts.owner, None], upright(plain, charts), flat)
-        refused = find_overlaps(flat, charts, texels_per_unit)
-    refused = refused | (folds & _folded(plain, charts, texels_per_unit))
-    return flat, refused & (not last)
+    projected = project(charts, mean_axes(charts))
+    relaxed = _scaled(relax(projected, charts), charts)
+    projected = upright(_scaled(projected, charts), charts)
+    flat, unusable = projected, torch.ones(charts.count, dtype=torch.bool, device=projected.device)
+    for candidate in (upright(relaxed, charts), projected):
+        flat = torch.where(unusable[charts.owner, None], candidate, flat)
+        unusable = _unusable(flat, charts, resolution)
+        if not bool(unusable.any()):
+            break
+    _, size = extents(flat, charts.owner, charts.count)
+    long = size.amax(1) > _LONGEST * resolution.side
+    single = torch.bincount(charts.chart, minlength=charts.count) == 1
+    return flat, (unusable | long) & ~single
+
+
+def _unusable(flat: Tensor, charts: ChartSet, resolution: Resolution) -> Tensor:
+    """Return, (charts,) bool, where a face lies upside down or a texel is covered twice."""
+    folded = _folded(flat, charts, resolution.negligible)
+    flat = torch.where(folded[charts.owner, None], 0.0, flat)
+    return folded | find_overlaps(flat, charts, resolution.texels_per_unit)
+
+
+def _folded(flat: Tensor, charts: ChartSet, negligible: float) -> Tensor:
+    """Return, (charts,) bool, where a face lies upside down, or squeezed to a twentieth."""
+    surface = face_normals(charts.vertices, charts.faces).norm(dim=1) / 2
+    right = signed_areas(flat, charts.faces) > 0.05 * surface  # not so where it is not a number
+    folded = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
+    folded[charts.chart[~right & (surface > negligible)]] = True
+    folded[charts.owner[~flat.isfinite().all(1)]] = True
+    return folded
 
 
 def mean_axes(charts: ChartSet) -> Tensor:
@@ -125,16 +152,6 @@ def _scaled(flat: Tensor, charts: ChartSet) -> Tensor:
     growth[(wanted == 0) | (shown == 0)] = 1
     low, high = extents(flat, charts.owner, charts.count)
     return (flat - ((low + high) / 2)[charts.owner]) * growth.float()[charts.owner, None]
-
-
-def _folded(flat: Tensor, charts: ChartSet, texels_per_unit: float) -> Tensor:
-    """Return, (charts,) bool, where a face of more than a thousandth of a texel lies upside down."""
-    least = 1e-3 / texels_per_unit**2
-    surface = face_normals(charts.vertices, charts.faces).norm(dim=1) / 2
-    down = (signed_areas(flat, charts.faces) <= 0.05 * surface) & (surface > least)
-    folded = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
-    folded[charts.chart[down]] = True
-    return folded
 
 
 def upright(flat: Tensor, charts: ChartSet) -> Tensor:
@@ -180,5 +197,3 @@ def _halves(charts: ChartSet, which: Tensor, each: bool) -> Tensor:
     same = beyond[first, 0] == beyond[second, 0]
     return connected_components(first[same], second[same], count)
 
-
-__all__ = ["cross", "lay_flat", "mean_axes", "project", "tangent_basis", "upright"]

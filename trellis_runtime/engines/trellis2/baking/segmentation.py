@@ -39,7 +39,6 @@ _WIDEST = math.cos(math.radians(62))
 
 _WIDEST_SMALL = math.cos(math.radians(78))
 _SMALL_TEXELS = 100.0
-_NEGLIGIBLE_TEXELS = 1e-3  # faces under this do not decide where a chart may look
 _BALANCE = 2e-3  # error per area of the smaller region: on a plane the small ones merge first
 _LENGTH_UNITS = 2.0**40  # of all edges' length: sums of integers have no order
 _NEVER = torch.iinfo(torch.int64).max
@@ -57,18 +56,20 @@ class _Regions:
     barred: Tensor  # (E,) bool: these two must not merge
 
 
-def segment(vertices: Tensor, faces: Tensor, texel_area: float) -> tuple[Tensor, int]:
+def segment(
+    vertices: Tensor, faces: Tensor, texel_area: float, negligible: float
+) -> tuple[Tensor, int]:
     """Return each face's chart (F,) int64, numbered 0, 1, ..., and how many charts there are.
 
     vertices (V, 3) float32, faces (F, 3) int64; `texel_area` is about what a texel will cover, in
     the square of the vertices' unit. A chart hangs together by edges of two faces that turn the
     same way, and its normals lie within 62 degrees of its mean normal (78 where a small chart
-    joined); faces of almost no area are not asked.
+    joined); faces of less than the area `negligible` are not asked.
     """
     normals = face_normals(vertices, faces) / 2
     areas = normals.norm(dim=1)
     directions = torch.nn.functional.normalize(normals, dim=1, eps=1e-30)
-    directions[areas < _NEGLIGIBLE_TEXELS * texel_area] = 0
+    directions[areas <= negligible] = 0
     regions = _single_faces(vertices, faces, normals)
     regions = _merged(regions, directions, _WIDEST, math.inf)
     regions = replace(regions, barred=torch.zeros_like(regions.barred))
