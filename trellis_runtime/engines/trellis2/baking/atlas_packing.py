@@ -13,11 +13,13 @@ Two charts whose widened outlines share no cell lie at least the padding apart.
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import warp
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet, extents, signed_areas
@@ -25,10 +27,25 @@ from trellis_runtime.engines.trellis2.baking.overlaps import launch
 from trellis_runtime.engines.trellis2.baking.packing_kernel import place
 
 _FINEST = 1024  # cells a side; more only where there are too many charts
-_GUESS = 0.62  # of the cells, that charts will fill
+_GUESS = 0.8  # of the cells, that charts and the padding around them will fill
+_LEAST_PADDING = 2  # texels
+_LEAST_SHOWN = 0.7  # of the texture: where charts would take less, there is less padding
 _TRIALS = 5
+_MOST_TRIALS = 60  # each shrinks the charts, so that in the end they fit
 _GOOD = 0.985  # rows used of those there are, after which no other density is tried
 _STRIP = 3  # a strip is so many times as long as the texture
+
+
+Ints = NDArray[np.int32]
+_Strategy = tuple[Callable[[NDArray[np.int32]], NDArray[np.int32]], float]
+
+_STRATEGIES: list[_Strategy] = [
+    (lambda sizes: sizes.prod(1), 0.7),
+    (lambda sizes: sizes.max(1), 0.4),
+    (lambda sizes: sizes.sum(1), 0.4),
+    (lambda sizes: sizes.min(1), 0.4),
+]
+"""By what charts are sorted, and how much a turn's height counts beside the row where it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +56,35 @@ class _Grid:
 
 def default_padding(texture_size: int) -> int:
     """Return how many texels lie between charts: 2, and 4 in a texture of 2048, 8 in one of 4096."""
-    return max(2, texture_size // 512)
+    return max(_LEAST_PADDING, texture_size // 512)
 
 
 def pack(
     flat: Tensor, charts: ChartSet, texture_size: int, padding: int | None = None
 ) -> tuple[Tensor, float]:
-    """Return texture coordinates (V, 2) in 0..1, and texels per unit of `flat`.
+    """Return texture coordinates (V, 2) in 0..1, and the texture's sides per unit of `flat`.
 
-    flat (V, 2) float32: each chart's lower corner is at the origin.
+    flat (V, 2) float32: each chart's lower corner is at the origin. Without `padding` (texels) it
+    is the default, or less, but no less than 2, where it would take most of the texture.
     """
     _, size = extents(flat, charts.owner, charts.count)
-    padding = default_padding(texture_size) if padding is None else padding
-    grid = _grid(charts.count, texture_size, padding)
-    scale = _first_guess(flat, charts, size, grid)
+    area = float(signed_areas(flat, charts.faces).double().abs().sum())
+    grid = _grid(area, size, texture_size, padding)
+    scale = _first_guess(area, size, grid)
     best: tuple[Tensor, float] | None = None
-    for trial in range(60):
-        uvs, rows = _packed(flat, size, charts, grid, scale)
+    for trial in range(_MOST_TRIALS):
+        uvs, rows = _packed(flat, size, charts, grid, scale, _STRATEGIES[: 1 if trial == 0 else 4])
         if 0 <= rows <= grid.side:
             if best is None or scale > best[1]:
                 best = uvs, scale
-            if rows >= _GOOD * grid.side or scale >= _largest(size, grid) or trial >= _TRIALS:
+            if rows >= _GOOD * grid.side or scale >= _largest(size, grid):
                 break
-        elif best is not None and trial >= _TRIALS:
+        if trial >= _TRIALS and best is not None:
             break
         scale = _next(scale, rows, size, grid, best)
-    assert best is not None  # noqa: S101
-    return best[0], best[1] * texture_size / grid.side
+    if best is None:
+        raise RuntimeError(f"{charts.count} charts found no place on {grid.side} x {grid.side}")
+    return best[0], best[1] / grid.side
 
 
 def _next(
@@ -79,15 +98,26 @@ def _next(
     return guess
 
 
-def _grid(count: int, texture_size: int, padding: int) -> _Grid:
-    """Return a grid on which `count` charts have room, with less padding where they need it."""
+def _grid(area: float, size: Tensor, texture_size: int, padding: int | None) -> _Grid:
+    """Return a grid on which charts of `size` (charts, 2) and `area` in all have room.
+
+    There is less padding where so many charts would leave no room for what they show.
+    """
     side = min(texture_size, _FINEST)
-    while True:
-        room = (math.sqrt(0.3 * side * side / count) - 1) / 2
-        margin = min(padding / 2 * side / texture_size, room)
-        if margin > 0.05 or side >= 16 * _FINEST:
-            return _Grid(side, max(margin, 0.01))
+    texels = default_padding(texture_size) if padding is None else padding
+    grid = _Grid(side, texels / 2 * side / texture_size)
+    while padding is None and texels > _LEAST_PADDING and _shown(area, size, grid) < _LEAST_SHOWN:
+        texels -= 1
+        grid = _Grid(side, texels / 2 * side / texture_size)
+    while (room := (math.sqrt(0.3 * side * side / len(size)) - 1) / 2) < min(grid.margin, 0.05):
         side *= 2
+    return _Grid(side, min(grid.margin * side / grid.side, room))
+
+
+def _shown(area: float, size: Tensor, grid: _Grid) -> float:
+    """Return the share of charts in what they and the padding around them take."""
+    scale = _first_guess(area, size, grid)
+    return area * scale**2 / (_GUESS * grid.side**2)
 
 
 def _largest(size: Tensor, grid: _Grid) -> float:
@@ -95,11 +125,10 @@ def _largest(size: Tensor, grid: _Grid) -> float:
     return (grid.side - 2 * grid.margin - 1e-3) / max(float(size.max()), 1e-20)
 
 
-def _first_guess(flat: Tensor, charts: ChartSet, size: Tensor, grid: _Grid) -> float:
+def _first_guess(area: float, size: Tensor, grid: _Grid) -> float:
     """Return cells per unit at which charts and the padding around them fill _GUESS of the grid."""
-    area = float(signed_areas(flat, charts.faces).double().abs().sum())
     around = float(size.double().sum()) * (2 * grid.margin + 1)
-    corners = charts.count * (2 * grid.margin + 1) ** 2 - _GUESS * grid.side**2
+    corners = len(size) * (2 * grid.margin + 1) ** 2 - _GUESS * grid.side**2
     # area s^2 + around s + corners = 0
     root = math.sqrt(max(around * around - 4 * area * corners, 0.0))
     guess = -2 * corners / max(around + root, 1e-20) if corners < 0 else 1e-3
@@ -107,18 +136,33 @@ def _first_guess(flat: Tensor, charts: ChartSet, size: Tensor, grid: _Grid) -> f
 
 
 def _packed(
-    flat: Tensor, size: Tensor, charts: ChartSet, grid: _Grid, scale: float
+    flat: Tensor,
+    size: Tensor,
+    charts: ChartSet,
+    grid: _Grid,
+    scale: float,
+    strategies: list[_Strategy],
 ) -> tuple[Tensor, int]:
-    """Return texture coordinates (V, 2) at `scale` cells per unit, and the rows that were used."""
+    """Return texture coordinates (V, 2) at `scale` cells per unit, and the rows that were used.
+
+    Of the strategies, it is the first whose rows are no more than the grid's, or the one with the
+    fewest.
+    """
     cells = flat * scale + grid.margin
     columns_rows = (size * scale + 2 * grid.margin).ceil().int().clamp(min=1)
-    chart, x, y = _touched(cells, charts, columns_rows, grid.margin)
-    runs, begins = _runs(chart, x, y, columns_rows)
+    runs, begins = _runs(*_touched(cells, charts, columns_rows, grid.margin), columns_rows)
     sizes = columns_rows.cpu().numpy()
-    order = np.lexsort((-sizes.min(1), -sizes.sum(1))).astype(np.int32)
-    places, rows = place(runs, begins, sizes, order, grid.side, _STRIP * grid.side)
-    at = torch.from_numpy(places).to(flat.device)
-    return _moved(cells, columns_rows, at, charts.owner) / grid.side, rows
+    best: tuple[Ints, int] | None = None
+    for importance, lift in strategies:
+        order = np.lexsort((-sizes.min(1), -importance(sizes))).astype(np.int32)
+        found = place(runs, begins, sizes, order, grid.side, _STRIP * grid.side, lift)
+        if best is None or 0 <= found[1] < best[1] or best[1] < 0:
+            best = found
+        if 0 <= best[1] <= grid.side:
+            break
+    assert best is not None  # noqa: S101
+    at = torch.from_numpy(best[0]).to(flat.device)
+    return _moved(cells, columns_rows, at, charts.owner) / grid.side, best[1]
 
 
 def _moved(cells: Tensor, sizes: Tensor, at: Tensor, owner: Tensor) -> Tensor:

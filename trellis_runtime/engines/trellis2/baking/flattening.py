@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import (
     ChartSet,
+    cross,
     cut_into_charts,
     exact_sum_by,
     extents,
@@ -30,11 +31,12 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     numbered,
 )
 from trellis_runtime.engines.trellis2.baking.overlaps import find_overlaps
-from trellis_runtime.engines.trellis2.baking.relaxation import relax
+from trellis_runtime.engines.trellis2.baking.relaxation import relax, rest_edges
 from trellis_runtime.engines.trellis2.baking.segmentation import adjacent_half_edges
 
 _HALVINGS = 12  # after which each face that is left is a chart
 _LONGEST = 0.85  # of the texture's side, that a chart may be long
+_STRETCH = 1.1  # the most that a chart's faces may have in the mean; 1 is none
 _ANGLES = 36  # of boxes that are tried, in a quarter turn
 _GROWTH = 6.0  # the most that a chart is scaled up to its surface's area
 
@@ -92,9 +94,9 @@ def _flattened(charts: ChartSet, resolution: Resolution) -> tuple[Tensor, Tensor
         if not bool(unusable.any()):
             break
     _, size = extents(flat, charts.owner, charts.count)
-    long = size.amax(1) > _LONGEST * resolution.side
+    unusable |= (size.amax(1) > _LONGEST * resolution.side) | (mean_stretch(flat, charts) > _STRETCH)
     single = torch.bincount(charts.chart, minlength=charts.count) == 1
-    return flat, (unusable | long) & ~single
+    return flat, unusable & ~single
 
 
 def _unusable(flat: Tensor, charts: ChartSet, resolution: Resolution) -> Tensor:
@@ -152,6 +154,29 @@ def _scaled(flat: Tensor, charts: ChartSet) -> Tensor:
     growth[(wanted == 0) | (shown == 0)] = 1
     low, high = extents(flat, charts.owner, charts.count)
     return (flat - ((low + high) / 2)[charts.owner]) * growth.float()[charts.owner, None]
+
+
+def mean_stretch(flat: Tensor, charts: ChartSet) -> Tensor:
+    """Return each chart's symmetric Dirichlet energy (charts,), a face's area its weight; 1 if rigid.
+
+    (s1^2 + s2^2 + s1^-2 + s2^-2) / 4 of a face's singular values, and at most 100: Smith and
+    Schaefer, Bijective Parameterization with Free Boundaries, 2015.
+    """
+    rest = rest_edges(charts).double()
+    edges = (flat[charts.faces.roll(-1, 1)] - flat[charts.faces]).double()
+    twice = cross(rest[:, 0], rest[:, 1])
+    shape = twice > 1e-4 * rest.square().sum((1, 2))  # thinner faces tell nothing
+    inverse = torch.where(shape, 1 / twice, 0.0)
+    # the map's two columns, along the first edge and square to it
+    along = edges[:, 0] * rest[:, 1, 1:] - edges[:, 1] * rest[:, 0, 1:]
+    beside = edges[:, 1] * rest[:, 0, :1] - edges[:, 0] * rest[:, 1, :1]
+    squares = (along.square() + beside.square()).sum(1) * inverse.square()
+    area = cross(along, beside) * inverse.square()
+    energy = (squares + squares / area.square().clamp(min=1e-12)).clamp(max=400) / 4
+    weight = torch.where(shape, twice, 0.0)
+    energy = torch.where(shape, energy, 0.0)
+    sums = exact_sum_by(charts.chart, torch.stack([weight * energy, weight], 1), charts.count)
+    return sums[:, 0] / sums[:, 1].clamp(min=1e-300)
 
 
 def upright(flat: Tensor, charts: ChartSet) -> Tensor:

@@ -26,7 +26,7 @@ Ints = NDArray[np.int32]
 
 
 def place(
-    runs: Ints, begins: Ints, sizes: Ints, order: Ints, width: int, height: int
+    runs: Ints, begins: Ints, sizes: Ints, order: Ints, width: int, height: int, lift: float = 1.0
 ) -> tuple[Ints, int]:
     """Return each chart's place (charts, 3): quarter turns, column, row; and rows used, or -1.
 
@@ -43,7 +43,7 @@ def place(
     used = np.zeros(1, np.int32)
     arrays = [runs, begins, sizes, order, page, mask, places, used]
     arguments = [warp.array(x.reshape(-1), device="cpu", copy=False) for x in arrays]
-    numbers = [len(order), width, height, words]
+    numbers = [len(order), width, height, words, lift]
     warp.launch(_place, dim=1, inputs=[*arguments, *numbers], device="cpu")
     return places, int(used[0])
 
@@ -157,6 +157,7 @@ def _place(
     width: int,
     height: int,
     words: int,
+    lift: float,
 ) -> None:
     top = int(0)
     start = int(0)
@@ -167,7 +168,7 @@ def _place(
         if here < 0.85 * size:
             size = here
             start = 0
-        best = int(height)
+        best = float(height)
         best_x = int(0)
         best_y = int(0)
         best_turn = int(-1)
@@ -175,7 +176,7 @@ def _place(
             w = sizes[2 * c + turn % 2]
             h = sizes[2 * c + (turn + 1) % 2]
             y = int(start)
-            while y + h < best and w <= width:
+            while y + h <= height and float(y) + lift * float(h) < best and w <= width:
                 x = _first_free(
                     runs,
                     begins[4 * c + turn],
@@ -188,7 +189,7 @@ def _place(
                     words,
                 )
                 if x >= 0:
-                    best = y + h
+                    best = float(y) + lift * float(h)
                     best_x = x
                     best_y = y
                     best_turn = turn
@@ -200,7 +201,7 @@ def _place(
         places[3 * c + 1] = best_x
         places[3 * c + 2] = best_y
         start = warp.max(start, best_y - sizes[2 * c + (best_turn + 1) % 2] // 4)
-        top = warp.max(top, best)
+        top = warp.max(top, best_y + sizes[2 * c + (best_turn + 1) % 2])
         for r in range(begins[4 * c + best_turn], begins[4 * c + best_turn + 1]):
             _take(page, best_y + runs[3 * r], best_x + runs[3 * r + 1], runs[3 * r + 2], width, height, words)
     used[0] = top

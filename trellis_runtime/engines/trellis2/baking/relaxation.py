@@ -49,7 +49,7 @@ def relax(flat: Tensor, charts: ChartSet) -> Tensor:
 
 
 def _system(charts: ChartSet) -> _System:
-    rest = _rest_edges(charts)
+    rest = rest_edges(charts)
     weights = _weights(rest)
     corners = charts.faces.reshape(-1)
     order = corners.argsort(stable=True).int()
@@ -65,7 +65,7 @@ def _system(charts: ChartSet) -> _System:
     )
 
 
-def _rest_edges(charts: ChartSet) -> Tensor:
+def rest_edges(charts: ChartSet) -> Tensor:
     """Return each face's edges (F, 3, 2) in its own plane, from each corner to the next."""
     a, b, c = charts.vertices[charts.faces].unbind(1)
     along, beside = b - a, c - a

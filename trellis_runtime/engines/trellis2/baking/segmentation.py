@@ -34,8 +34,8 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     sum_by,
 )
 
-_WIDEST = math.cos(math.radians(62))
-"""Least cosine between a face and its chart's axis: laid flat, that face is half as wide."""
+_WIDEST = math.cos(math.radians(68))
+"""Least cosine between a face and its chart's axis: laid flat, that face is 0.37 as wide, until relaxed."""
 
 _WIDEST_SMALL = math.cos(math.radians(78))
 _SMALL_TEXELS = 100.0
@@ -63,7 +63,7 @@ def segment(
 
     vertices (V, 3) float32, faces (F, 3) int64; `texel_area` is about what a texel will cover, in
     the square of the vertices' unit. A chart hangs together by edges of two faces that turn the
-    same way, and its normals lie within 62 degrees of its mean normal (78 where a small chart
+    same way, and its normals lie within 68 degrees of its mean normal (78 where a small chart
     joined); faces of less than the area `negligible` are not asked.
     """
     normals = face_normals(vertices, faces) / 2

@@ -75,7 +75,7 @@ def unwrap(
         count=charts.count,
         utilization=float(signed_areas(uvs.double(), charts.faces).abs().sum()),
         redone=redone,
-        texels_per_unit=density * unit,
+        texels_per_unit=density * texture_size * unit,
     )
 
 
