@@ -84,15 +84,14 @@ def lay_flat(
 
 def _flattened(charts: ChartSet, resolution: Resolution) -> tuple[Tensor, Tensor]:
     """Return coordinates (V, 2), and (charts,) bool: where they cannot be used."""
-    projected = project(charts, mean_axes(charts))
+    projected = _scaled(project(charts, mean_axes(charts)), charts)
     relaxed = _scaled(relax(projected, charts), charts)
-    projected = upright(_scaled(projected, charts), charts)
-    flat, unusable = projected, torch.ones(charts.count, dtype=torch.bool, device=projected.device)
-    for candidate in (upright(relaxed, charts), projected):
-        flat = torch.where(unusable[charts.owner, None], candidate, flat)
+    better = mean_stretch(relaxed, charts) < mean_stretch(projected, charts)
+    flat = upright(torch.where(better[charts.owner, None], relaxed, projected), charts)
+    unusable = _unusable(flat, charts, resolution)
+    if bool(unusable.any()):
+        flat = torch.where(unusable[charts.owner, None], upright(projected, charts), flat)
         unusable = _unusable(flat, charts, resolution)
-        if not bool(unusable.any()):
-            break
     _, size = extents(flat, charts.owner, charts.count)
     unusable |= (size.amax(1) > _LONGEST * resolution.side) | (mean_stretch(flat, charts) > _STRETCH)
     single = torch.bincount(charts.chart, minlength=charts.count) == 1

@@ -25,6 +25,7 @@ from trellis_runtime.engines.trellis2.baking.overlaps import launch
 
 _ROUNDS = 5
 _STEPS = 24  # of conjugate gradients in each round
+_ROUNDING = 1e-13  # of the squares of coordinates: float32's own
 _WEIGHTS = (0.05, 5.0)
 
 
@@ -105,9 +106,10 @@ def _solved(system: _System, flat: Tensor, right: Tensor) -> Tensor:
     residual = right - _laplacian(system, flat)
     ready = residual / system.diagonal
     search, power = ready, (residual * ready).sum()
+    rounding = _ROUNDING * (flat * flat * system.diagonal).sum()  # what is less tells nothing
     for _ in range(_STEPS):
         image = _laplacian(system, search)
-        step = power / (search * image).sum().clamp(min=1e-30)
+        step = torch.where(power > rounding, power / (search * image).sum().clamp(min=1e-30), 0.0)
         flat = flat + step * search
         residual = residual - step * image
         ready = residual / system.diagonal

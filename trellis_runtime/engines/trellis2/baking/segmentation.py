@@ -37,6 +37,10 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
 _WIDEST = math.cos(math.radians(68))
 """Least cosine between a face and its chart's axis: laid flat, that face is 0.37 as wide, until relaxed."""
 
+_LEAST_FLATNESS = 0.77
+"""Least length of the sum of a chart's normals, of its area: two sides of a box have 0.71, half of
+a tube 0.64, a cap of 57 degrees 0.77."""
+
 _WIDEST_SMALL = math.cos(math.radians(78))
 _SMALL_TEXELS = 100.0
 _BALANCE = 2e-3  # error per area of the smaller region: on a plane the small ones merge first
@@ -153,7 +157,10 @@ def _keys(costs: Tensor) -> Tensor:
 
 
 def _fits(regions: _Regions, directions: Tensor, pairs: Tensor, limit: float) -> Tensor:
-    """Return, (M,), whether all faces of both regions look along the pair's common axis."""
+    """Return, (M,), whether all faces of both regions look along the pair's common axis.
+
+    All together, too: else it may be two or three sides of a box, which are better apart.
+    """
     common = (regions.normal[pairs[:, 0]] + regions.normal[pairs[:, 1]]).float()
     axis = torch.zeros((len(regions.area), 3), device=pairs.device)
     axis[pairs] = torch.nn.functional.normalize(common, dim=1, eps=1e-30)[:, None]
@@ -162,7 +169,8 @@ def _fits(regions: _Regions, directions: Tensor, pairs: Tensor, limit: float) ->
     along = torch.where(asked, along, 1.0)
     least = torch.ones(len(axis), device=axis.device)
     least.scatter_reduce_(0, regions.label, along, "amin")
-    return least[pairs].amin(1) >= limit
+    flat = common.norm(dim=1) >= _LEAST_FLATNESS * regions.area[pairs].sum(1)
+    return flat & (least[pairs].amin(1) >= limit)
 
 
 def _united(regions: _Regions, pairs: Tensor) -> _Regions:
