@@ -35,7 +35,7 @@ from trellis_runtime.engines.trellis2.baking.relaxation import relax, rest_edges
 from trellis_runtime.engines.trellis2.baking.segmentation import adjacent_half_edges
 
 _HALVINGS = 12  # after which each face that is left is a chart
-_LONGEST = 0.85  # of the texture's side, that a chart may be long
+_LONGEST = 1.2  # of the side of a texture without a gap: beyond it one chart decides the density
 _STRETCH = 1.1  # the most that a chart's faces may have in the mean; 1 is none
 _ANGLES = 36  # of boxes that are tried, in a quarter turn
 _GROWTH = 6.0  # the most that a chart is scaled up to its surface's area
