@@ -57,7 +57,9 @@ def rotated_boxes(subdivisions: int, count: int = 60) -> trimesh.Trimesh:
     return trimesh.util.concatenate(boxes)
 
 
-def tube(radius: float, length: float, sides: int, rings: int, bend: float = 0.0) -> trimesh.Trimesh:
+def tube(
+    radius: float, length: float, sides: int, rings: int, bend: float = 0.0
+) -> trimesh.Trimesh:
     """An open tube along z, bent like a sine of height `bend`; sides x rings quads of two faces."""
     around = np.arange(sides) * 2 * np.pi / sides
     along = np.linspace(0, length, rings + 1)
@@ -66,7 +68,9 @@ def tube(radius: float, length: float, sides: int, rings: int, bend: float = 0.0
     z = np.broadcast_to(along[:, None], x.shape)
     i, j = np.meshgrid(np.arange(rings), np.arange(sides), indexing="ij")
     a, b = i * sides + j, i * sides + (j + 1) % sides
-    faces = np.concatenate([np.stack([a, b, b + sides], -1), np.stack([a, b + sides, a + sides], -1)])
+    faces = np.concatenate(
+        [np.stack([a, b, b + sides], -1), np.stack([a, b + sides, a + sides], -1)]
+    )
     return trimesh.Trimesh(
         np.stack([x, y, z], -1).reshape(-1, 3), faces.reshape(-1, 3), process=False
     )
@@ -103,7 +107,9 @@ def drawn(layout: Layout, size: int) -> tuple[Tensor, Tensor]:
     wide = reach[face, 0].clamp(min=1)
     at = torch.stack([low[face, 0] + within % wide, low[face, 1] + within // wide], 1)
     a, b, c = (corners[face, k] - at - 0.5 for k in range(3))
-    weights = torch.stack([p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0] for p, q in ((a, b), (b, c), (c, a))])
+    weights = torch.stack(
+        [p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0] for p, q in ((a, b), (b, c), (c, a))]
+    )
     weights = weights / weights.sum(0)
     inside = (weights > 1e-4).all(0)
     texel = at[inside, 1] * size + at[inside, 0]
@@ -125,7 +131,9 @@ def assert_sound(layout: Layout, vertices: Tensor, faces: Tensor, size: int) -> 
     assert torch.equal(layout.vertices, vertices[layout.source])
     assert bool((layout.chart.diff() >= 0).all())
     assert torch.equal(layout.chart.unique(), torch.arange(layout.count))
-    pairs = torch.stack([layout.chart.repeat_interleave(3), layout.source[layout.faces].reshape(-1)], 1)
+    pairs = torch.stack(
+        [layout.chart.repeat_interleave(3), layout.source[layout.faces].reshape(-1)], 1
+    )
     assert len(pairs.unique(dim=0)) == len(layout.vertices)
     assert bool(layout.uvs.isfinite().all())
     assert float(layout.uvs.min()) >= 0
@@ -187,7 +195,9 @@ def owner_of(layout: Layout) -> Tensor:
     return owner
 
 
-@pytest.mark.parametrize(("subdivisions", "size"), [(0, 512), (1, 512), (2, 512), (3, 512), (2, 2048)])
+@pytest.mark.parametrize(
+    ("subdivisions", "size"), [(0, 512), (1, 512), (2, 512), (3, 512), (2, 2048)]
+)
 def test_sixty_rotated_boxes_have_one_density_and_no_overlap(subdivisions: int, size: int) -> None:
     mesh = rotated_boxes(subdivisions)
     layout = unwrapped(mesh, size)
@@ -211,7 +221,11 @@ def test_a_sphere_takes_few_charts_with_little_stretch() -> None:
     layout = unwrapped(mesh, 2048)
     assert 4 <= layout.count <= 12
     assert layout.redone == 0
-    charts = cut_into_charts(*tensors(mesh), torch.empty_like(layout.chart).scatter_(0, layout.face, layout.chart), layout.count)
+    charts = cut_into_charts(
+        *tensors(mesh),
+        torch.empty_like(layout.chart).scatter_(0, layout.face, layout.chart),
+        layout.count,
+    )
     stretch = mean_stretch(layout.uvs * 2048 / layout.texels_per_unit, charts)
     assert float(stretch.max()) < 1.02
     assert layout.utilization > 0.55
@@ -249,9 +263,7 @@ def test_turns_of_a_spiral_do_not_lie_over_one_another() -> None:
     inner = np.stack([0.2 * np.cos(at), 0.2 * np.sin(at), rise], 1)
     outer = np.stack([0.4 * np.cos(at), 0.4 * np.sin(at), rise], 1)
     i = np.arange(199)
-    faces = np.concatenate(
-        [np.stack([i, i + 200, i + 201], 1), np.stack([i, i + 201, i + 1], 1)]
-    )
+    faces = np.concatenate([np.stack([i, i + 200, i + 201], 1), np.stack([i, i + 201, i + 1], 1)])
     mesh = trimesh.Trimesh(np.concatenate([inner, outer]), faces, process=False)
     layout = unwrapped(mesh)
     assert 2 <= layout.count <= 8
@@ -389,7 +401,9 @@ def test_a_tangent_basis_is_square_and_right_handed() -> None:
     axes = torch.cat([axes, torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0]])])
     first, second = tangent_basis(axes)
     assert torch.allclose(torch.linalg.cross(first, second), axes, atol=1e-6)
-    assert torch.allclose((first * second).sum(1), torch.zeros(len(axes), dtype=axes.dtype), atol=1e-6)
+    assert torch.allclose(
+        (first * second).sum(1), torch.zeros(len(axes), dtype=axes.dtype), atol=1e-6
+    )
 
 
 def test_half_a_tube_is_unrolled() -> None:
@@ -408,7 +422,9 @@ def test_half_a_tube_is_unrolled() -> None:
 
 
 def test_overlap_is_seen_where_two_faces_cover_a_texel() -> None:
-    vertices = torch.tensor([[0.0, 0, 0], [8, 0, 0], [0, 8, 0], [8, 8, 0], [1, 1, 0], [4, 1, 0], [1, 4, 0]])
+    vertices = torch.tensor(
+        [[0.0, 0, 0], [8, 0, 0], [0, 8, 0], [8, 8, 0], [1, 1, 0], [4, 1, 0], [1, 4, 0]]
+    )
     faces = torch.tensor([[0, 1, 2], [1, 3, 2], [0, 1, 2], [4, 5, 6]])
     charts = cut_into_charts(vertices, faces, torch.tensor([0, 0, 1, 1]), 2)
     assert find_overlaps(charts.vertices[:, :2], charts, 1.0).tolist() == [False, True]
@@ -423,7 +439,9 @@ def test_a_strip_that_winds_over_itself_is_cut_until_it_does_not() -> None:
     i = torch.arange(99)
     faces = torch.cat([torch.stack([i, i + 100, i + 101], 1), torch.stack([i, i + 101, i + 1], 1)])
     resolution = Resolution(200.0, 100.0, 1e-9)
-    charts, flat, cut = lay_flat(vertices, faces, torch.zeros(198, dtype=torch.int64), 1, resolution)
+    charts, flat, cut = lay_flat(
+        vertices, faces, torch.zeros(198, dtype=torch.int64), 1, resolution
+    )
     assert cut == 1
     assert charts.count >= 2
     assert not bool(find_overlaps(flat, charts, 200.0).any())

@@ -10,7 +10,7 @@
 Two charts whose widened outlines share no cell lie at least the padding apart.
 """
 
-# No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import warp
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet, extents, signed_areas
-from trellis_runtime.engines.trellis2.baking.overlaps import launch
 from trellis_runtime.engines.trellis2.baking.packing_kernel import place
+from trellis_runtime.engines.trellis2.baking.uv_kernels import launch, mark_cells
 
 _FINEST = 1024  # cells a side; more only where there are too many charts
 _GUESS = 0.8  # of the cells, that charts and the padding around them will fill
@@ -55,7 +54,7 @@ class _Grid:
 
 
 def default_padding(texture_size: int) -> int:
-    """Return how many texels lie between charts: 2, and 4 in a texture of 2048, 8 in one of 4096."""
+    """Return how many texels lie between charts: 2; 4 in a texture of 2048, 8 in one of 4096."""
     return max(_LEAST_PADDING, texture_size // 512)
 
 
@@ -184,7 +183,7 @@ def _touched(
     begins = ends - width * height
     marks = torch.zeros(int(ends[-1]), dtype=torch.int32, device=cells.device)
     launch(
-        _mark,
+        mark_cells,
         len(charts.faces),
         [
             cells[charts.faces].reshape(-1),
@@ -201,9 +200,7 @@ def _touched(
     return chart, within % width[chart], within // width[chart]
 
 
-def _runs(
-    chart: Tensor, x: Tensor, y: Tensor, sizes: Tensor
-) -> tuple[np.ndarray, np.ndarray]:
+def _runs(chart: Tensor, x: Tensor, y: Tensor, sizes: Tensor) -> tuple[Ints, Ints]:
     """Return runs (N, 3) int32 of cells: row, column, length; and where each chart's turns begin.
 
     Sorted by chart, turn (0..3 quarter turns to the left), and the longest first.
@@ -226,46 +223,3 @@ def _runs(
     runs = torch.stack([(key >> 16) & 65535, key & 65535, length], 1).int()
     begins = torch.searchsorted(group, torch.arange(4 * len(sizes) + 1, device=key.device))
     return runs.cpu().numpy(), begins.int().cpu().numpy()
-
-
-@warp.kernel(enable_backward=False)
-def _mark(
-    corners: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
-    chart: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    begins: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    sizes: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    marks: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    margin: float,
-) -> None:
-    f = warp.tid()
-    c = chart[f]
-    width = sizes[2 * c]
-    height = sizes[2 * c + 1]
-    a = warp.vec2(corners[6 * f], corners[6 * f + 1])
-    b = warp.vec2(corners[6 * f + 2], corners[6 * f + 3])
-    d = warp.vec2(corners[6 * f + 4], corners[6 * f + 5])
-    sign = float(1.0)
-    if (b[0] - a[0]) * (d[1] - a[1]) - (b[1] - a[1]) * (d[0] - a[0]) < 0.0:
-        sign = float(-1.0)
-    x0 = warp.max(int(warp.floor(warp.min(a[0], warp.min(b[0], d[0])) - margin)), 0)
-    x1 = warp.min(int(warp.floor(warp.max(a[0], warp.max(b[0], d[0])) + margin)), width - 1)
-    y0 = warp.max(int(warp.floor(warp.min(a[1], warp.min(b[1], d[1])) - margin)), 0)
-    y1 = warp.min(int(warp.floor(warp.max(a[1], warp.max(b[1], d[1])) + margin)), height - 1)
-    reach = 0.5 + margin
-    for y in range(y0, y1 + 1):
-        for x in range(x0, x1 + 1):
-            p = warp.vec2(float(x) + 0.5, float(y) + 0.5)
-            if (
-                _beside(a, b, p, sign, reach)
-                and _beside(b, d, p, sign, reach)
-                and _beside(d, a, p, sign, reach)
-            ):
-                marks[begins[c] + y * width + x] = 1
-
-
-@warp.func
-def _beside(a: warp.vec2, b: warp.vec2, p: warp.vec2, sign: float, reach: float) -> bool:
-    """Whether some point within `reach` of p in x and in y is left of the line from a to b."""
-    along = b - a
-    left = sign * (along[0] * (p[1] - a[1]) - along[1] * (p[0] - a[0]))
-    return left + reach * (warp.abs(along[0]) + warp.abs(along[1])) >= 0.0

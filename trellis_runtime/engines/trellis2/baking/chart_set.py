@@ -16,8 +16,9 @@ class ChartSet:
     """A mesh cut into charts.
 
     `vertices` (V, 3) float32 are a vertex once for each chart that it is in; `faces` (F, 3) int64
-    index them; `chart` (F,) int64 is each face's chart, ascending; `owner` (V,) int64 each vertex's;
-    `source` (V,) int64 is each vertex's index before the cut, `face` (F,) int64 each face's.
+    index them; `chart` (F,) int64 is each face's chart, ascending; `owner` (V,) int64 is
+    each vertex's; `source` (V,) int64 is each vertex's index before the cut, and `face` (F,) int64
+    each face's.
     """
 
     vertices: Tensor
@@ -39,9 +40,7 @@ def cut_into_charts(vertices: Tensor, faces: Tensor, chart: Tensor, count: int) 
     found, local = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     source = found % len(vertices)
     owner = found // len(vertices)
-    return ChartSet(
-        vertices[source], local.reshape(-1, 3), chart, owner, source, order, count
-    )
+    return ChartSet(vertices[source], local.reshape(-1, 3), chart, owner, source, order, count)
 
 
 def cross(a: Tensor, b: Tensor) -> Tensor:

@@ -93,7 +93,9 @@ def _flattened(charts: ChartSet, resolution: Resolution) -> tuple[Tensor, Tensor
         flat = torch.where(unusable[charts.owner, None], upright(projected, charts), flat)
         unusable = _unusable(flat, charts, resolution)
     _, size = extents(flat, charts.owner, charts.count)
-    unusable |= (size.amax(1) > _LONGEST * resolution.side) | (mean_stretch(flat, charts) > _STRETCH)
+    unusable |= (size.amax(1) > _LONGEST * resolution.side) | (
+        mean_stretch(flat, charts) > _STRETCH
+    )
     single = torch.bincount(charts.chart, minlength=charts.count) == 1
     return flat, unusable & ~single
 
@@ -156,7 +158,7 @@ def _scaled(flat: Tensor, charts: ChartSet) -> Tensor:
 
 
 def mean_stretch(flat: Tensor, charts: ChartSet) -> Tensor:
-    """Return each chart's symmetric Dirichlet energy (charts,), a face's area its weight; 1 if rigid.
+    """Return each chart's symmetric Dirichlet energy (charts,), weighted by area; 1 if rigid.
 
     (s1^2 + s2^2 + s1^-2 + s2^-2) / 4 of a face's singular values, and at most 100: Smith and
     Schaefer, Bijective Parameterization with Free Boundaries, 2015.
@@ -220,4 +222,3 @@ def _halves(charts: ChartSet, which: Tensor, each: bool) -> Tensor:
     first, second = (side // 3 for side in adjacent_half_edges(faces, len(charts.vertices)))
     same = beyond[first, 0] == beyond[second, 0]
     return connected_components(first[same], second[same], count)
-

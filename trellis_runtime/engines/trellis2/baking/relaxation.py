@@ -12,16 +12,15 @@ to Mesh Parameterization, SGP 2008). Two steps take turns:
     so the same device always gives the same bits.
 """
 
-# No `from __future__ import annotations` here: Warp reads the kernels' annotations as types.
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import warp
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet
-from trellis_runtime.engines.trellis2.baking.overlaps import launch
+from trellis_runtime.engines.trellis2.baking.uv_kernels import gather_corners, laplacian, launch
 
 _ROUNDS = 5
 _STEPS = 24  # of conjugate gradients in each round
@@ -122,9 +121,16 @@ def _laplacian(system: _System, values: Tensor) -> Tensor:
     """Return (V, 2): at each vertex, the weighted sum of differences to its neighbours."""
     out = torch.empty_like(values)
     launch(
-        _difference,
+        laplacian,
         len(values),
-        [system.faces, system.weights, system.begins, system.corners, values.reshape(-1), out.view(-1)],
+        [
+            system.faces,
+            system.weights,
+            system.begins,
+            system.corners,
+            values.reshape(-1),
+            out.view(-1),
+        ],
     )
     return out
 
@@ -133,51 +139,6 @@ def _gathered(system: _System, values: Tensor) -> Tensor:
     """Return (V, 2): the sums of values (3 F, 2) over each vertex's corners."""
     out = values.new_empty((len(system.begins) - 1, 2))
     launch(
-        _gather, len(out), [system.begins, system.corners, values.reshape(-1), out.view(-1)]
+        gather_corners, len(out), [system.begins, system.corners, values.reshape(-1), out.view(-1)]
     )
     return out
-
-
-@warp.kernel(enable_backward=False)
-def _gather(
-    begins: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    corners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    values: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
-    out: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
-) -> None:
-    v = warp.tid()
-    x = float(0.0)
-    y = float(0.0)
-    for i in range(begins[v], begins[v + 1]):
-        x += values[2 * corners[i]]
-        y += values[2 * corners[i] + 1]
-    out[2 * v] = x
-    out[2 * v + 1] = y
-
-
-@warp.kernel(enable_backward=False)
-def _difference(
-    faces: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    weights: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
-    begins: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    corners: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
-    values: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
-    out: warp.array(dtype=warp.float32),  # type: ignore[valid-type]
-) -> None:
-    v = warp.tid()
-    x = float(0.0)
-    y = float(0.0)
-    for i in range(begins[v], begins[v + 1]):
-        c = corners[i]
-        f = c - c % 3
-        k = c - f
-        after = f + (k + 1) % 3
-        before = f + (k + 2) % 3
-        w = weights[c]
-        u = weights[before]
-        x += w * (values[2 * v] - values[2 * faces[after]])
-        y += w * (values[2 * v + 1] - values[2 * faces[after] + 1])
-        x += u * (values[2 * v] - values[2 * faces[before]])
-        y += u * (values[2 * v + 1] - values[2 * faces[before] + 1])
-    out[2 * v] = x
-    out[2 * v + 1] = y

@@ -35,7 +35,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
 )
 
 _WIDEST = math.cos(math.radians(68))
-"""Least cosine between a face and its chart's axis: laid flat, that face is 0.37 as wide, until relaxed."""
+"""Least cosine between a face and its chart's axis: it is seen 0.37 as wide, until relaxed."""
 
 _LEAST_FLATNESS = 0.77
 """Least length of the sum of a chart's normals, of its area: two sides of a box have 0.71, half of
@@ -103,7 +103,7 @@ def _single_faces(vertices: Tensor, faces: Tensor, normals: Tensor) -> _Regions:
 def adjacent_half_edges(faces: Tensor, vertices: int) -> tuple[Tensor, Tensor]:
     """Return the half-edges (E,) and (E,) that lie on one edge of exactly two faces, opposed."""
     keys, order = edge_keys(faces, vertices).sort(stable=True)
-    edge, uses = torch.unique_consecutive(keys, return_counts=True)
+    _, uses = torch.unique_consecutive(keys, return_counts=True)
     begins = (uses.cumsum(0) - uses)[uses == 2]
     first, second = order[begins], order[begins + 1]
     starts = half_edges(faces)[:, 0]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.atlas_packing import pack
@@ -90,10 +89,9 @@ def _normalized(vertices: Tensor, faces: Tensor) -> tuple[Tensor, float]:
     low, high = used.amin(0), used.amax(0)
     area = float(face_normals(vertices.double(), faces).norm(dim=1).sum() / 2)
     longest = float((high - low).max())
-    if area > 1e-12 * longest**2:
-        scale = area**-0.5
-    else:
-        scale = 1 / longest if longest > 0 else 1.0
+    if area <= 1e-12 * longest**2:
+        area = longest**2
+    scale = area**-0.5 if area > 0 else 1.0
     return ((vertices.double() - (low + high) / 2) * scale).float(), scale
 
 
