@@ -358,6 +358,28 @@ def test_noise_all_over_a_sphere() -> None:
     assert_sound(layout, *tensors(mesh), 1024)
 
 
+def test_a_fan_that_takes_more_than_a_full_turn_is_cut() -> None:
+    """A vertex with faces all around and more: what is covered twice is less than a texel wide."""
+    side = 41
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) / side
+    height = 0.1 * np.sin(grid[:, 0] * 40) * np.sin(grid[:, 1] * 38)
+    i = (np.arange(side - 1)[:, None] * side + np.arange(side - 1)).reshape(-1)
+    faces = torch.tensor(
+        np.concatenate(
+            [np.stack([i, i + 1, i + side + 1], 1), np.stack([i, i + side + 1, i + side], 1)]
+        )
+    )
+    vertices = torch.tensor(np.c_[grid, height], dtype=torch.float32)
+    layout = unwrap(vertices, faces, 1024)
+    corners = layout.uvs.double()[layout.faces]
+    after, before = corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners
+    cosine = torch.nn.functional.cosine_similarity(after, before, dim=2).clamp(-1, 1)
+    turns = torch.zeros(len(layout.vertices), dtype=torch.float64)
+    turns.index_add_(0, layout.faces.reshape(-1), cosine.acos().reshape(-1))
+    assert float(turns.max()) < 2 * np.pi + 2e-3
+    assert_sound(layout, vertices, faces, 1024)
+
+
 def test_both_sides_of_a_sheet() -> None:
     grid = trimesh.creation.icosphere(subdivisions=3, radius=0.4)
     grid.update_faces(grid.triangles_center[:, 2] > 0.2)

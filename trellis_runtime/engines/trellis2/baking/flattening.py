@@ -36,6 +36,7 @@ from trellis_runtime.engines.trellis2.baking.segmentation import adjacent_half_e
 
 _HALVINGS = 12  # after which each face that is left is a chart
 _LONGEST = 1.2  # of the side of a texture without a gap: beyond it one chart decides the density
+_SAMPLES = 2  # along a texel's side: an overlap narrower than a texel may meet a centre elsewhere
 _STRETCH = 1.1  # the most that a chart's faces may have in the mean; 1 is none
 _ANGLES = 36  # of boxes that are tried, in a quarter turn
 _GROWTH = 6.0  # the most that a chart is scaled up to its surface's area
@@ -102,9 +103,9 @@ def _flattened(charts: ChartSet, resolution: Resolution) -> tuple[Tensor, Tensor
 
 def _unusable(flat: Tensor, charts: ChartSet, resolution: Resolution) -> Tensor:
     """Return, (charts,) bool, where a face lies upside down or a texel is covered twice."""
-    folded = _folded(flat, charts, resolution.negligible)
+    folded = _folded(flat, charts, resolution.negligible) | _wound(flat, charts)
     flat = torch.where(folded[charts.owner, None], 0.0, flat)
-    return folded | find_overlaps(flat, charts, resolution.texels_per_unit)
+    return folded | find_overlaps(flat, charts, _SAMPLES * resolution.texels_per_unit)
 
 
 def _folded(flat: Tensor, charts: ChartSet, negligible: float) -> Tensor:
@@ -155,6 +156,17 @@ def _scaled(flat: Tensor, charts: ChartSet) -> Tensor:
     growth[(wanted == 0) | (shown == 0)] = 1
     low, high = extents(flat, charts.owner, charts.count)
     return (flat - ((low + high) / 2)[charts.owner]) * growth.float()[charts.owner, None]
+
+
+def _wound(flat: Tensor, charts: ChartSet) -> Tensor:
+    """Return, (charts,) bool, where the faces around a vertex take more than a full turn."""
+    corners = flat[charts.faces].nan_to_num()
+    after, before = corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners
+    angles = torch.atan2(cross(after, before), (after * before).sum(2)).abs().double()
+    turns = exact_sum_by(charts.faces.reshape(-1), angles.reshape(-1), len(flat))
+    wound = torch.zeros(charts.count, dtype=torch.bool, device=flat.device)
+    wound[charts.owner[turns > 2 * math.pi + 1e-3]] = True
+    return wound
 
 
 def mean_stretch(flat: Tensor, charts: ChartSet) -> Tensor:

@@ -24,7 +24,7 @@ _DENSEST = 0.75  # of the texture, that charts might cover: what they are checke
 _NEGLIGIBLE_TEXELS = 1e-3
 _NEGLIGIBLE_SHARE = 1e-2  # of the mean face's area
 _BYTES_PER_FACE = 900
-_BYTES_PER_TEXEL = 24
+_BYTES_PER_TEXEL = 40
 
 
 @dataclass(frozen=True, slots=True)
