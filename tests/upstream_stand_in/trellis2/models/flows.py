@@ -64,9 +64,7 @@ class Attention(nn.Module):
             q = self.q_rms_norm(self.to_q(x).reshape(split))
             k, v = (part.reshape(split) for part in self.to_kv(context).chunk(2, dim=1))
             kv, others = torch.stack([self.k_rms_norm(k), v], dim=1), torch.tensor([0, len(k)])
-            out = flash_attn.flash_attn_varlen_kvpacked_func(
-                q, kv, ends, others, len(x), len(k)
-            )
+            out = flash_attn.flash_attn_varlen_kvpacked_func(q, kv, ends, others, len(x), len(k))
         return self.to_out(out.flatten(1))
 
 
