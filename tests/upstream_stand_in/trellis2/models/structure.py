@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from tests import marked_shape
-
-from ..modules.norm import LayerNorm32
+from trellis2.modules.norm import LayerNorm32
 
 
 class Residual(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from tests.upstream_record import note
+from trellis2.modules.sparse import SparseTensor
+from trellis2.representations import MeshWithVoxel
 
-from ..modules.sparse import SparseTensor
-from ..representations import MeshWithVoxel
 from . import rembg, samplers
 
 __all__ = ["MeshWithVoxel", "Trellis2ImageTo3DPipeline", "rembg", "samplers"]

@@ -1,5 +1,6 @@
 """Euler's method for flow models, guided where t lies in an interval."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +61,6 @@ class FlowEulerGuidanceIntervalSampler:
         }
         if "concat_cond" in kwargs:
             facts["concat_cond"] = kwargs["concat_cond"]
-        for t, t_prev in zip(times, times[1:], strict=False):
+        for t, t_prev in itertools.pairwise(times):
             sample = self.sample_once(model, sample, t, t_prev, cond, **facts).pred_x_prev
         return SimpleNamespace(samples=sample)

@@ -118,18 +118,8 @@ class _Positions:
 class FlowTransformer:
     """A flow transformer with a batch of one, and what it has computed for the current job."""
 
-<<<<<<< HEAD
-    Weights stay the module's own, so that whoever moves them moves these. `clear_cache` drops what
-    was computed for a job.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._held: tuple[Any] = (model,)  # in a tuple: its weights are not counted twice
-=======
     def __init__(self, weights: FlowWeights) -> None:
         self.weights = weights
->>>>>>> cf47253 (Upstream's insides are known to one folder: a table of what is used, checked at load; the device is a parameter)
         self._contexts: list[_Context] = []
         self._positions: _Positions | None = None
 

@@ -1,15 +1,9 @@
 """Upstream's pipeline behind our own types: plain tensors in, plain tensors out.
 
-<<<<<<< HEAD
-Everything here calls upstream's own functions; what is replaced is named where it is replaced.
-
-Long because calls and loading of upstream stand together.
-=======
     Rows (feats, coords) ──► SparseTensor ──► upstream's method ──► SparseTensor ──► Rows
 
 Everything here calls upstream's own functions, as `interface` lists them; what is replaced is named
 where it is replaced. Models are reached by their names in `pipeline.json`.
->>>>>>> cf47253 (Upstream's insides are known to one folder: a table of what is used, checked at load; the device is a parameter)
 """
 
 from __future__ import annotations

@@ -146,6 +146,7 @@ def _import_pipeline(kernels: str) -> tuple[Any, Any, Any]:
         from trellis2.modules.sparse import SparseTensor
         from trellis2.pipelines import Trellis2ImageTo3DPipeline  # imports transformers
     interface.check_code()
+    attention.check_chosen(kernels)
     attention.install_flash_attn_shim(kernels)
     return Trellis2ImageTo3DPipeline, SparseTensor, SparseUnetVaeDecoder
 

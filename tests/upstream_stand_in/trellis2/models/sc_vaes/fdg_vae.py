@@ -6,9 +6,9 @@ from torch.nn.functional import softplus
 
 from tests import marked_shape
 from tests.upstream_record import note
+from trellis2.modules.sparse import SparseLinear
+from trellis2.representations import Mesh
 
-from ...modules.sparse import SparseLinear
-from ...representations import Mesh
 from .sparse_unet_vae import SparseUnetVaeDecoder
 
 

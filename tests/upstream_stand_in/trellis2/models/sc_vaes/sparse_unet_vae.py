@@ -10,9 +10,8 @@ from torch.nn.functional import layer_norm, silu
 
 from tests import marked_shape
 from tests.upstream_record import note
-
-from ...modules.norm import LayerNorm32
-from ...modules.sparse import SparseConv3d, SparseLinear, SparseTensor
+from trellis2.modules.norm import LayerNorm32
+from trellis2.modules.sparse import SparseConv3d, SparseLinear, SparseTensor
 
 
 class SparseConvNeXtBlock3d(nn.Module):
