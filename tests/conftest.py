@@ -26,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 JS = Path(__file__).parent / "js"
 IN_CI = os.environ.get("CI") == "true"
 
-os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined: they run on the CPU here
+if not Path("/dev/nvidiactl").exists():  # without a card, Triton kernels run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined
 configure_logging("error", "json")
 
 
@@ -139,6 +140,12 @@ def khronos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], None]
 
 
 STAND_IN = Path(__file__).parent / "upstream_stand_in"
+BAKE = ROOT / "trellis_runtime/engines/trellis2/baking/bake.py"
+NEEDS_CPU_BAKE = pytest.mark.xfail(
+    "import cumesh" in BAKE.read_text(),
+    reason="the bake needs CuMesh; this runs as soon as it does not",
+    run=False,
+)
 
 
 def _forget_upstream() -> None:

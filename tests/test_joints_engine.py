@@ -6,8 +6,6 @@ what comes out with the marked shape (`marked_shape`), by values.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests import marked_shape
-from tests.conftest import picture, pixels
+from tests.conftest import NEEDS_CPU_BAKE, picture, pixels
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.ladder import Plan, ladder
 from trellis_runtime.contract.request import parse_request
@@ -32,12 +30,6 @@ from trellis_runtime.engines.trellis2.engine import Trellis2Generation
 from trellis_runtime.errors import EngineFault, ImageRejected, JobCancelled, MeshRejected
 from trellis_runtime.settings import Trellis2
 
-BAKE = importlib.import_module("trellis_runtime.engines.trellis2.baking.bake")
-NEEDS_CPU_BAKE = pytest.mark.xfail(
-    "import cumesh" in inspect.getsource(BAKE),
-    reason="the bake needs CuMesh; this runs as soon as it does not",
-    run=False,
-)
 MUG = pixels(picture(256))
 LOW, HIGH = 1029, 4101  # DINOv3's tokens of a picture of 512 and of 1024 px
 TO_DECODE = ENGINE_STAGES[:5]
