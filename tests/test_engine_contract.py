@@ -34,9 +34,7 @@ ASKED = Plan.as_asked(
             "resolution": 512,
             "texture_size": 512,
             "decimation_target": 20_000,
-            "sampler": {
-                name: {"steps": 2} for name in ("sparse_structure", "shape", "texture")
-            },
+            "sampler": {name: {"steps": 2} for name in ("sparse_structure", "shape", "texture")},
         }
     ),
     5,
