@@ -239,15 +239,9 @@ def test_models_are_brought_on_use_when_the_plan_says_so(
     assert moved == ((["image_cond_model"] * 2,) * 2 if offload else ([], []))
 
 
-def test_an_offloaded_stage_leaves_nothing_behind(fresh: Trellis2Engine) -> None:
-    pipeline, residency, _ = fresh.parts()
-    with residency.needed("tex_slat_decoder", offload=True):
-        pass
-    assert residency.resident_bytes == residency.weight_bytes  # on a CPU, host memory is all
-    assert fresh.wants_offload(plan_for(512)) in (False, True)
+def test_a_worker_that_is_told_to_offload_does_whatever_is_free() -> None:
     settings = Trellis2(model_dir=Path("x"), placement="offload")
     assert Trellis2Engine(settings, device="cpu").wants_offload(plan_for(512))
-    assert pipeline.trellis._device == torch.device("cpu")
 
 
 def lossless_plans() -> list[Any]:
