@@ -17,8 +17,8 @@ from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, 
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2.baking.bake import bake
-from trellis_runtime.engines.trellis2.engine import sampler_parameters
-from trellis_runtime.engines.trellis2.models.flow import FastFlow
+from trellis_runtime.engines.trellis2.upstream.adapter import sampler_parameters
+from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 from trellis_runtime.worker.export import export
 
 # Floating-point operations of a forward pass per token: 2 x the weights that it meets, and 4 x C
@@ -97,7 +97,7 @@ def _samplings(
         parameters, coords = sampler_parameters(samplers.shape), made.structure.cuda()
         name = "shape_slat_flow_model_512"
         yield name, lambda model: inner.sample_shape_slat(cond, model, coords, parameters)
-    shape = pipeline.sparse_tensor(made.shape.feats.cuda(), made.shape.coords.cuda())
+    shape = pipeline.sparse(made.shape.rows)
     parameters = sampler_parameters(samplers.texture)
     name = f"tex_slat_flow_model_{size}"
     yield name, lambda model: inner.sample_tex_slat(cond, model, shape, parameters)

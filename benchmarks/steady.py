@@ -66,7 +66,7 @@ def _job(bench: Bench, plan: Plan) -> Outcome:
             with scope.stage(stage):
                 generation.run(stage, plan, scope)
         made = generation.products
-        feats = [require_product(latent).feats for latent in (made.shape, made.texture)]
+        feats = [require_product(latent).rows.feats for latent in (made.shape, made.texture)]
         digest = hashlib.sha256(b"".join(f.numpy().tobytes() for f in feats)).hexdigest()
         baked = quality.from_asset(generation.asset())
         return Outcome(baked, made.decoded, digest[:12], time.perf_counter() - started)

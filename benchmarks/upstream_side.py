@@ -42,13 +42,35 @@ def upstream_as_it_is(engine: Trellis2Engine, *, low_vram: bool) -> Iterator[Any
     reclaim()
     before, inner.low_vram = inner.low_vram, low_vram
     try:
-        yield inner
+        with upstreams_own_meshes():
+            yield inner
     finally:
         inner.low_vram = before
         inner.models.update(ours)
         for name, module in pipeline.modules.items():
             module.to, module.cpu = kept[name]  # type: ignore[method-assign]
         reclaim()
+
+
+@contextmanager
+def upstreams_own_meshes() -> Iterator[None]:
+    """Have upstream make its own mesh classes, which fill holes, while the context lasts.
+
+    Our loading sets plain ones in their place (`upstream/imports.py`); these need CuMesh.
+    """
+    from trellis2.models.sc_vaes import fdg_vae
+    from trellis2.pipelines import trellis2_image_to_3d
+    from trellis2.representations.mesh import base
+
+    places = ((fdg_vae, "Mesh"), (trellis2_image_to_3d, "MeshWithVoxel"))
+    ours = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, getattr(base, name))
+    try:
+        yield
+    finally:
+        for (module, name), mesh_class in zip(places, ours, strict=True):
+            setattr(module, name, mesh_class)
 
 
 @contextmanager
@@ -95,7 +117,7 @@ def image_to_mesh(
 
 def bake_with_upstream(mesh: Any, target: int, texture: int) -> Any:
     """Return what upstream's to_glb makes of `mesh` with the arguments of its example."""
-    import o_voxel
+    import o_voxel.postprocess  # which our loading leaves out: it needs CuMesh and nvdiffrast
 
     return o_voxel.postprocess.to_glb(
         vertices=mesh.vertices,

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from torch import nn
 
 from builder.architecture import model_configs, state_shapes
-from trellis_runtime.engines.trellis2.upstream.adapter import MODELS
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
     build_models,
     fill_models,
     find_pipeline,
 )
+from trellis_runtime.engines.trellis2.upstream.loading import MODELS
 from trellis_runtime.errors import SetupFailed
 
 ROOT = Path(__file__).parent.parent

@@ -1,14 +1,19 @@
-"""What every engine must do. The GPU engine joins the list on a machine that has one."""
+"""What every engine must do.
+
+The embedded engine; the GPU engine on the CPU, with small models and the stand-in for upstream; and
+the GPU engine itself on a machine that has a card and a model folder (`pytest -m gpu`).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.conftest import picture, pixels
+from tests.conftest import NEEDS_CPU_BAKE, picture, pixels
 from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
@@ -19,19 +24,55 @@ from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import DeadlineExceeded, ImageRejected, JobCancelled
+from trellis_runtime.settings import Settings, Trellis2
 
 MUG = pixels(picture(256))
 ASKED = Plan.as_asked(
     parse_request(
-        {"image": "x", "resolution": 512, "texture_size": 512, "decimation_target": 20_000}
+        {
+            "image": "x",
+            "resolution": 512,
+            "texture_size": 512,
+            "decimation_target": 20_000,
+            "sampler": {name: {"steps": 2} for name in ("sparse_structure", "shape", "texture")},
+        }
     ),
     5,
 )
 
 
-@pytest.fixture(params=["embedded"])
+def embedded(request: pytest.FixtureRequest) -> Engine:
+    return EmbeddedEngine()
+
+
+def on_the_cpu(request: pytest.FixtureRequest) -> Engine:
+    from trellis_runtime.engines.trellis2 import Trellis2Engine
+
+    request.getfixturevalue("stand_in")
+    folder = request.getfixturevalue("small_checkpoint")
+    return Trellis2Engine(Trellis2(model_dir=folder), device="cpu")
+
+
+def on_a_card(request: pytest.FixtureRequest) -> Engine:
+    """The engine as a worker has it, from the environment's TRELLIS2_MODEL_DIR."""
+    from trellis_runtime.engines.trellis2 import Trellis2Engine
+
+    if "TRELLIS2_MODEL_DIR" not in os.environ:
+        pytest.skip("TRELLIS2_MODEL_DIR names no model folder")
+    return Trellis2Engine(Settings.from_env(dict(os.environ)).trellis2)
+
+
+@pytest.fixture(
+    params=[
+        embedded,
+        pytest.param(on_the_cpu, marks=NEEDS_CPU_BAKE),
+        pytest.param(on_a_card, marks=pytest.mark.gpu),
+    ],
+    ids=lambda make: make.__name__,
+    scope="module",
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    made = {"embedded": EmbeddedEngine}[request.param]()
+    made = request.param(request)
     phases: dict[str, float] = {}
     made.load(phases.__setitem__)
     assert phases

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, layer_norm, silu
 
-from trellis_runtime.engines.trellis2.models.lean_decoder import lean_decoders
+from trellis_runtime.engines.trellis2.upstream.decoders import lean_decoders
 
 LATENT, OUT = 4, 7
 

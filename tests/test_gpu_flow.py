@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, normalize, scaled_dot_product_attention
 
-from trellis_runtime.engines.trellis2.models.flow import FastFlow
+from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 
 WIDTH, HEADS, CONTEXT, IN, OUT = 48, 4, 20, 6, 5
 HEAD = WIDTH // HEADS

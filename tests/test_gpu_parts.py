@@ -22,7 +22,7 @@ from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.engine import Trellis2Engine, Trellis2Generation
-from trellis_runtime.engines.trellis2.models.rows import chunked_rows
+from trellis_runtime.engines.trellis2.models.rows import RowLayers, chunked_rows
 from trellis_runtime.engines.trellis2.upstream import adapter as upstream
 from trellis_runtime.engines.trellis2.upstream import attention
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
@@ -260,23 +260,31 @@ def test_offloaded_models_come_back_with_their_values() -> None:
 
 
 def test_row_blocks_change_nothing_and_are_gone_afterwards() -> None:
-    class LayerNorm32(nn.LayerNorm):  # upstream's name
-        pass
-
-    norm = LayerNorm32(6, eps=1e-3)
+    norm = nn.LayerNorm(6, eps=1e-3)
     nn.init.normal_(norm.weight)
-    model = nn.Sequential(norm, nn.Linear(6, 24), nn.SiLU(), nn.Linear(24, 6)).eval()
+    mlp = nn.Sequential(nn.Linear(6, 24), nn.SiLU(), nn.Linear(24, 6))
+    model = nn.Sequential(norm, mlp).eval()
+    layers = RowLayers((norm,), (mlp,))
     x = torch.randn(103, 6)
     whole = model(x)
     sizes: list[int] = []
-    model[2].register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
-    with chunked_rows(model, chunked=True, rows=10):
+    mlp[1].register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
+    with chunked_rows(layers, chunked=True, rows=10):
         assert torch.allclose(model(x), whole, atol=1e-5)
     assert max(sizes) == 10
-    with chunked_rows(model, chunked=False):
+    with chunked_rows(layers, chunked=False):
         assert "forward" in vars(norm)
         assert torch.allclose(model(x), whole, atol=1e-5)
     assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_a_decoder_without_norms_or_mlps_is_refused() -> None:
+    """A lossless rung that silently frees nothing would only repeat the failure."""
+    norm, mlp = nn.LayerNorm(6), nn.Sequential(nn.Linear(6, 6))
+    with pytest.raises(ValueError, match="0 norms and 1 MLPs"):
+        RowLayers((), (mlp,))
+    with pytest.raises(ValueError, match="1 norms and 0 MLPs"):
+        RowLayers((norm,), ())
 
 
 def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
@@ -285,7 +293,10 @@ def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
             return value + 1
 
     sampler = FlowSampler()
-    pipeline = upstream.UpstreamPipeline(SimpleNamespace(s=sampler), {}, {}, "sdpa", True, None)
+    device = torch.device("cpu")
+    pipeline = upstream.UpstreamPipeline(
+        SimpleNamespace(s=sampler), {}, {}, {}, "sdpa", True, None, None, device
+    )
     told: list[float] = []
     scope = JobScope("x", progress=lambda _stage, fraction: told.append(fraction))
     with scope.stage("shape"), pipeline.steps("s", scope, 60 * 2):
@@ -300,7 +311,7 @@ def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
 
 def test_a_repeated_stage_begins_with_the_noise_that_it_had() -> None:
     plan = Plan.as_asked(parse_request({"image": "x"}), 9)
-    generation = Trellis2Generation(None, plan, None, None, None)
+    generation = Trellis2Generation(None, plan, SimpleNamespace(device=None), None, None)
     drawn: dict[Stage, Tensor] = {}
     for stage in (Stage.STRUCTURE, Stage.SHAPE, Stage.TEXTURE):
         generation._set_noise(stage)

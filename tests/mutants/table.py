@@ -432,4 +432,91 @@ _CORE: tuple[Mutant, ...] = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = _CORE
+_ENGINE_FILE = "trellis_runtime/engines/trellis2/engine.py"
+_UPSTREAM = "trellis_runtime/engines/trellis2/upstream"
+_JOINTS = "tests/test_joints_engine.py::"
+
+_GPU_ENGINE: tuple[Mutant, ...] = (
+    Mutant(
+        "the cascade's two samplings get the picture's features at 512 and at 1024",
+        _ENGINE_FILE,
+        "(self._features(512), self._features(1024)),",
+        "(self._features(1024), self._features(512)),",
+        (_JOINTS + "test_each_sampling_gets_its_own_model_condition_and_tokens[1024]",),
+    ),
+    Mutant(
+        "the texture above 512 is sampled by the model for 1024",
+        _ENGINE_FILE,
+        "size = 512 if shape.resolution == 512 else 1024",
+        "size = 512",
+        (_JOINTS + "test_each_sampling_gets_its_own_model_condition_and_tokens[1024]",),
+    ),
+    Mutant(
+        "an offloaded plan has models brought when they are used",
+        _ENGINE_FILE,
+        "self._pipeline.bring_models_on_use(plan.offload)",
+        "self._pipeline.bring_models_on_use(False)",
+        (_JOINTS + "test_models_are_brought_on_use_when_the_plan_says_so[True]",),
+    ),
+    Mutant(
+        "noise is drawn from the job's seed",
+        _ENGINE_FILE,
+        "torch.manual_seed(self._seed)",
+        "torch.manual_seed(0)",
+        (_JOINTS + "test_noise_is_drawn_from_the_seed_in_upstreams_order[512]",),
+    ),
+    Mutant(
+        "the decoders' convolutions run in blocks at the rung that says so",
+        f"{_UPSTREAM}/adapter.py",
+        "self.lean_decoders(active=lean),",
+        "self.lean_decoders(active=False),",
+        (_JOINTS + "test_the_lean_rung_replaces_both_decoders",),
+    ),
+    Mutant(
+        "the texture's decoder follows the subdivisions of the shape's",
+        f"{_UPSTREAM}/adapter.py",
+        "self.trellis.decode_tex_slat(self.sparse(texture), guides.tensors)",
+        "self.trellis.decode_tex_slat(self.sparse(texture), None)",
+        (_JOINTS + "test_the_texture_follows_the_subdivisions_of_the_shape[False]",),
+    ),
+    Mutant(
+        "a sampler gets the job's own parameters",
+        f"{_UPSTREAM}/adapter.py",
+        '"guidance_rescale": sampler.guidance_rescale,',
+        '"guidance_rescale": 0.7,',
+        (_JOINTS + "test_samplers_get_the_jobs_own_parameters",),
+    ),
+    Mutant(
+        "upstream's code is compared with the table before the first job",
+        f"{_UPSTREAM}/loading.py",
+        "    interface.check_code()\n",
+        "",
+        ("tests/test_joints_interface.py::test_a_start_on_another_upstream_is_refused",),
+    ),
+    Mutant(
+        "a rung that finds no layers to run in blocks is refused",
+        "trellis_runtime/engines/trellis2/models/rows.py",
+        "if not self.norms or not self.mlps:",
+        "if False:",
+        (
+            "tests/test_gpu_parts.py::test_a_decoder_without_norms_or_mlps_is_refused",
+            "tests/test_joints_interface.py::test_a_decoder_of_other_layers_stops_the_start",
+        ),
+    ),
+    Mutant(
+        "rows run in blocks at the rung that says so",
+        "trellis_runtime/engines/trellis2/models/rows.py",
+        "layer.forward = _in_blocks(forward, rows) if chunked else forward",
+        "layer.forward = forward",
+        ("tests/test_gpu_parts.py::test_row_blocks_change_nothing_and_are_gone_afterwards",),
+    ),
+    Mutant(
+        "a model's latent that is not finite is refused",
+        _ENGINE_FILE,
+        "if not torch.isfinite(rows.feats).all():",
+        "if False:",
+        (_JOINTS + "test_values_that_are_not_finite_are_refused",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE

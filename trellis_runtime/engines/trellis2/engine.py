@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -27,14 +26,13 @@ from PIL import Image
 from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba, require_product
 from trellis_runtime.contract.ladder import Plan
-from trellis_runtime.contract.request import Sampler
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.bake import Decoded, bake
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
-from trellis_runtime.engines.trellis2.models.rows import chunked_rows
-from trellis_runtime.engines.trellis2.upstream import adapter as upstream
+from trellis_runtime.engines.trellis2.upstream import loading
+from trellis_runtime.engines.trellis2.upstream.adapter import Rows, UpstreamPipeline
 from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected
 from trellis_runtime.settings import Trellis2
 
@@ -48,8 +46,7 @@ _ALPHA_OF_OBJECT = 0.8 * 255  # upstream's own bound for the crop
 class _Latent:
     """A structured latent on the host, and the resolution that it is for."""
 
-    feats: torch.Tensor
-    coords: torch.Tensor
+    rows: Rows
     resolution: int
 
 
@@ -66,37 +63,43 @@ class Products:
 
 
 class Trellis2Engine:
-    """microsoft/TRELLIS.2 at 5565d24."""
+    """microsoft/TRELLIS.2, at the commit that `upstream/interface.py` names.
 
-    def __init__(self, settings: Trellis2) -> None:
+    `device` is where it computes. A worker needs a CUDA card; on the CPU the same code runs with
+    small models, which is how it is tested.
+    """
+
+    def __init__(self, settings: Trellis2, device: str = vram.CARD) -> None:
         self._settings = settings
+        self._device = torch.device(device)
         self._watch: vram.PeakWatch | None = None
-        self._pipeline: upstream.UpstreamPipeline | None = None
+        self._pipeline: UpstreamPipeline | None = None
         self._residency: Residency | None = None
 
     def info(self) -> EngineInfo:
         pipeline = self._pipeline
         return EngineInfo(
             name="trellis2",
-            versions=upstream.versions(),
+            versions=loading.versions(),
             synthetic=pipeline is not None and pipeline.is_synthetic,
             attention=pipeline.attention if pipeline else None,
-            card=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            card=vram.card_name(self._device),
         )
 
     def load(self, note: Callable[[str, float], None]) -> None:
         """Load all models, resident where the card has room for them and a job besides."""
         with vram.translated():
-            self._pipeline = upstream.load(self._settings, _WORKING_BYTES[1024], note)
-            self._residency = Residency(self._pipeline.modules, "cuda")
+            room = _WORKING_BYTES[1024]
+            self._pipeline = loading.load(self._settings, self._device, room, note)
+            self._residency = Residency(self._pipeline.modules, self._device.type)
             started = time.perf_counter()
-            fits = vram.available() > self._residency.absent_bytes + _WORKING_BYTES[1024]
+            fits = vram.available(self._device) > self._residency.absent_bytes + room
             if fits and self._settings.placement != "offload":
                 for name in self._pipeline.modules:
                     self._residency.place(name)
-            torch.cuda.synchronize()
+            vram.synchronize(self._device)
             note("place", time.perf_counter() - started)
-        self._watch = vram.PeakWatch()
+        self._watch = vram.PeakWatch(self._device)
 
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
         pipeline, residency, watch = self.parts()
@@ -107,12 +110,14 @@ class Trellis2Engine:
         if self._settings.placement == "offload":
             return True
         _, residency, _ = self.parts()
-        return vram.available() < residency.absent_bytes + _WORKING_BYTES[plan.resolution]
+        return (
+            vram.available(self._device) < residency.absent_bytes + _WORKING_BYTES[plan.resolution]
+        )
 
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
 
-    def parts(self) -> tuple[upstream.UpstreamPipeline, Residency, vram.PeakWatch]:
+    def parts(self) -> tuple[UpstreamPipeline, Residency, vram.PeakWatch]:
         """Return what `load` made; benchmarks run upstream itself on the same models."""
         if self._pipeline is None or self._residency is None or self._watch is None:
             raise EngineFault("the engine was used before it was loaded")
@@ -126,12 +131,13 @@ class Trellis2Generation:
         self,
         image: Rgba,
         plan: Plan,
-        pipeline: upstream.UpstreamPipeline,
+        pipeline: UpstreamPipeline,
         residency: Residency,
         watch: vram.PeakWatch,
     ) -> None:
         self._image = image
         self._pipeline = pipeline
+        self._device = pipeline.device
         self._residency = residency
         self._watch = watch
         self._products = Products()
@@ -148,18 +154,18 @@ class Trellis2Generation:
             Stage.BAKE: self._bake,
         }[stage]
         # Upstream then brings each model just before it uses it, through `Residency`.
-        self._pipeline.trellis.low_vram = plan.offload
+        self._pipeline.bring_models_on_use(plan.offload)
         with vram.translated(), torch.no_grad():
             self._set_noise(stage)
             run(plan, scope)
-            torch.cuda.synchronize()
+            vram.synchronize(self._device)
 
     def reclaim(self) -> None:
         with vram.translated():
             if self._products.decoded is not None:
                 self._products.decoded = self._products.decoded.on_host()
             self._residency.evict()
-            vram.reclaim()
+            vram.reclaim(self._device)
 
     def asset(self) -> Asset:
         return require_product(self._products.asset)
@@ -168,7 +174,7 @@ class Trellis2Generation:
         self._products = Products()
         self._watch.stop()
         with vram.translated():
-            vram.release()
+            vram.release(self._device)
 
     @property
     def products(self) -> Products:
@@ -218,38 +224,37 @@ class Trellis2Generation:
             ),
         ):
             coords = self._pipeline.sample_structure(
-                self._condition_at(512), sampler_parameters(plan.samplers.sparse_structure)
+                self._features(512), plan.samplers.sparse_structure
             )
         if len(coords) == 0:
             raise MeshRejected("the sparse structure is empty; another seed may help")
         self._products.structure = coords.cpu()
 
     def _shape(self, plan: Plan, scope: JobScope) -> None:
-        coords = require_product(self._products.structure).cuda()
-        parameters = sampler_parameters(plan.samplers.shape)
         names, rounds = ["shape_slat_flow_model_512"], 1
         if plan.resolution > 512:
             rounds = 2  # the cascade samples at 512 first
             names += ["shape_slat_flow_model_1024", "shape_slat_decoder"]
-        decoder = self._pipeline.modules["shape_slat_decoder"]
         with (
             self._residency.needed(*names, offload=plan.offload),
             self._pipeline.steps("shape_slat_sampler", scope, plan.samplers.shape.steps * rounds),
-            chunked_rows(decoder, chunked=plan.chunk_rows),
+            self._pipeline.decoding("shape_slat_decoder", chunk_rows=plan.chunk_rows, lean=False),
         ):
-            if plan.resolution == 512:
-                slat = self._pipeline.sample_shape(self._condition_at(512), coords, parameters)
-                resolution = 512
-            else:
-                slat, resolution = self._pipeline.sample_shape_cascade(
-                    self._condition_at(512),
-                    self._condition_at(1024),
-                    coords,
-                    plan.resolution,
-                    parameters,
-                    plan.max_tokens,
-                )
-        self._products.shape = _on_host(slat, resolution, "shape")
+            rows, resolution = self._sample_shape(plan)
+        self._products.shape = _on_host(rows, resolution, "shape")
+
+    def _sample_shape(self, plan: Plan) -> tuple[Rows, int]:
+        coords = require_product(self._products.structure)
+        if plan.resolution == 512:
+            sampler = plan.samplers.shape
+            return self._pipeline.sample_shape(self._features(512), coords, sampler), 512
+        return self._pipeline.sample_shape_cascade(
+            (self._features(512), self._features(1024)),
+            coords,
+            plan.resolution,
+            plan.samplers.shape,
+            plan.max_tokens,
+        )
 
     def _texture(self, plan: Plan, scope: JobScope) -> None:
         shape = require_product(self._products.shape)
@@ -259,13 +264,10 @@ class Trellis2Generation:
             self._residency.needed(name, offload=plan.offload),
             self._pipeline.steps("tex_slat_sampler", scope, plan.samplers.texture.steps),
         ):
-            slat = self._pipeline.sample_texture(
-                self._condition_at(size),
-                name,
-                self._sparse(shape),
-                sampler_parameters(plan.samplers.texture),
+            rows = self._pipeline.sample_texture(
+                self._features(size), name, shape.rows, plan.samplers.texture
             )
-        self._products.texture = _on_host(slat, shape.resolution, "texture")
+        self._products.texture = _on_host(rows, shape.resolution, "texture")
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
         shape, texture = (
@@ -273,28 +275,20 @@ class Trellis2Generation:
             require_product(self._products.texture),
         )
         with self._decoder("shape_slat_decoder", plan):
-            mesh, guides = self._pipeline.decode_shape(self._sparse(shape), shape.resolution)
+            vertices, faces, guides = self._pipeline.decode_shape(shape.rows, shape.resolution)
         scope.step(1, 3)
         if plan.chunk_decoder:
-            guides = upstream.without_caches(guides)
-            vertices, faces = mesh.vertices.cpu(), mesh.faces.cpu()
-            del mesh
-        else:
-            vertices, faces = mesh.vertices, mesh.faces
+            guides = guides.without_caches()
+            vertices, faces = vertices.cpu(), faces.cpu()
         if plan.offload:
-            vram.reclaim()
+            vram.reclaim(self._device)
         with self._decoder("tex_slat_decoder", plan):
-            voxels = self._pipeline.decode_texture(self._sparse(texture), guides)
+            voxels = self._pipeline.decode_texture(texture.rows, guides)
         scope.step(2, 3)
         if len(faces) == 0:
             raise MeshRejected("the decoded mesh is empty; another seed may help")
-        decoded = Decoded(
-            vertices.float(),
-            faces.int(),
-            voxels.coords[:, 1:],
-            voxels.feats.float(),
-            shape.resolution,
-        )
+        cells = voxels.coords[:, 1:]
+        decoded = Decoded(vertices, faces, cells, voxels.feats, shape.resolution)
         self._products.decoded = decoded.on_host() if plan.offload else decoded
 
     @contextmanager
@@ -302,43 +296,27 @@ class Trellis2Generation:
         """Have one decoder ready, as lean as the plan wants it."""
         with (
             self._residency.needed(name, offload=plan.offload),
-            chunked_rows(self._pipeline.modules[name], chunked=plan.chunk_rows),
-            self._pipeline.lean_decoders(active=plan.chunk_decoder),
+            self._pipeline.decoding(name, chunk_rows=plan.chunk_rows, lean=plan.chunk_decoder),
         ):
             yield
 
     def _bake(self, plan: Plan, scope: JobScope) -> None:
         if plan.offload:
             self._residency.evict()
-            vram.reclaim()
+            vram.reclaim(self._device)
         decoded = require_product(self._products.decoded)
         asset = bake(decoded, plan, scope)
         lowered = {"resolution": decoded.resolution}
         self._products.asset = replace(asset, effective={**asset.effective, **lowered})
 
-    def _condition_at(self, size: int) -> dict[str, torch.Tensor]:
-        features = require_product(self._products.features)[size].cuda()
-        return {"cond": features, "neg_cond": torch.zeros_like(features)}
-
-    def _sparse(self, latent: _Latent) -> Any:
-        return self._pipeline.sparse_tensor(latent.feats.cuda(), latent.coords.cuda())
+    def _features(self, size: int) -> torch.Tensor:
+        return require_product(self._products.features)[size]
 
 
-def _on_host(slat: Any, resolution: int, name: str) -> _Latent:
-    if not torch.isfinite(slat.feats).all():
+def _on_host(rows: Rows, resolution: int, name: str) -> _Latent:
+    if not torch.isfinite(rows.feats).all():
         raise MeshRejected(f"the {name} latent has values that are not finite")
-    return _Latent(slat.feats.cpu(), slat.coords.cpu(), resolution)
-
-
-def sampler_parameters(sampler: Sampler) -> dict[str, Any]:
-    """Return a sampler's parameters by upstream's names."""
-    return {
-        "steps": sampler.steps,
-        "guidance_strength": sampler.guidance_strength,
-        "guidance_rescale": sampler.guidance_rescale,
-        "guidance_interval": list(sampler.guidance_interval),
-        "rescale_t": sampler.rescale_t,
-    }
+    return _Latent(Rows(rows.feats.cpu(), rows.coords.cpu()), resolution)
 
 
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:

@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from trellis_runtime.logs import logger
 
 _PACKAGES = ("torch", "triton", "flex_gemm", "o_voxel", "warp-lang")
@@ -44,6 +46,12 @@ def cache_key(card: str, capability: tuple[int, int]) -> str:
     digest = hashlib.sha256(stated.encode()).hexdigest()[:12]
     plain = re.sub(r"[^A-Za-z0-9]+", "-", card).strip("-").lower()
     return f"{plain}-sm{capability[0]}{capability[1]}-{digest}"
+
+
+def use_for_card(folder: Path, seed: Path | None) -> bool:
+    """`activate` for the card at hand; returns whether there were results."""
+    key = cache_key(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    return activate(folder, seed, key)
 
 
 def activate(folder: Path, seed: Path | None, key: str) -> bool:

@@ -1,13 +1,17 @@
-"""The card's memory: out of memory in all its forms, reclaiming, and what the driver sees.
+"""The device's memory: out of memory in all its forms, reclaiming, and what the driver sees.
 
 torch, CuMesh, nvdiffrast and the BLAS libraries each say "out of memory" in words of their own, and
 CuMesh and nvdiffrast allocate outside torch. Once a kernel has faulted, every later call on the
 device fails too: that is no lack of memory, and no retry in this process can help.
+
+Everything that differs between a card and a CPU is decided here: on a CPU there is nothing to wait
+for, and memory is the host's.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import traceback
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ from contextlib import contextmanager
 import torch
 
 from trellis_runtime.contract.engine import MemorySnapshot
-from trellis_runtime.errors import EngineFault, OutOfVram, WorkerError
+from trellis_runtime.errors import EngineFault, OutOfVram, SetupFailed, WorkerError
 
 # CuMesh: "[CuMesh] CUDA error ... Error code: 700"; nvdiffrast: "Cuda error: 700[...]".
 _POISON = (
@@ -45,6 +49,12 @@ _NO_MEMORY = (
     "cublas_status_not_initialized",  # how cuBLAS says that its workspace did not fit
 )
 _POLL_S = 0.01
+
+CARD = "cuda"
+"""The device that a worker computes on."""
+
+Device = torch.device | str | None
+"""Where an engine computes; None is CUDA where there is any, else the CPU."""
 
 
 def translate(err: BaseException) -> WorkerError | None:
@@ -75,49 +85,92 @@ def translated() -> Iterator[None]:
         raise failure from None
 
 
-def reclaim() -> None:
+def reclaim(device: Device = None) -> None:
     """Give every byte that torch can do without back to the driver.
 
-    CuMesh allocates with plain cudaMalloc: what torch caches is lost to it.
+    Libraries that allocate for themselves (Warp) can use nothing that torch caches.
     """
-    torch.cuda.synchronize()
+    synchronize(device)
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+    if is_cuda(device):
+        torch.cuda.empty_cache()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
 
-def release() -> None:
+def release(device: Device = None) -> None:
     """Give torch's cached blocks back to the driver: before each step of a library that cannot use
     them."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    synchronize(device)
+    if is_cuda(device):
+        torch.cuda.empty_cache()
 
 
-def require_free(what: str, size: int) -> None:
+def require_free(what: str, size: int, device: Device = None) -> None:
     """Raise `OutOfVram` unless `size` bytes are free for a library outside torch.
 
     CuMesh was seen to crash the process where an allocation of its own failed; that must not be
     how a job learns that memory is short.
     """
-    release()
-    free, _ = torch.cuda.mem_get_info()
+    release(device)
+    free, _ = memory_info(device)
     if free < size:
         raise OutOfVram(f"{what} needs about {size >> 20} MiB; {free >> 20} MiB are free")
 
 
-def available() -> int:
+def available(device: Device = None) -> int:
     """Return the bytes that an allocation could get: free, or cached by torch."""
-    free, _ = torch.cuda.mem_get_info()
+    free, _ = memory_info(device)
+    if not is_cuda(device):
+        return free
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
+def memory_info(device: Device = None) -> tuple[int, int]:
+    """Return the device's free and total bytes: the driver's view, or the host's memory."""
+    if is_cuda(device):
+        free, total = torch.cuda.mem_get_info()
+        return free, total
+    page = os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+
+
+def synchronize(device: Device = None) -> None:
+    """Wait until the device has done what it was given; the CPU always has."""
+    if is_cuda(device):
+        torch.cuda.synchronize()
+
+
+def is_cuda(device: Device = None) -> bool:
+    """Whether a device is a CUDA one; None is the machine's own: CUDA where there is any."""
+    if device is None:
+        return torch.cuda.is_available()
+    return torch.device(device).type == CARD
+
+
+def card_name(device: Device = None) -> str | None:
+    """Return the name of the card, None for a CPU or where there is no card."""
+    if not (is_cuda(device) and torch.cuda.is_available()):
+        return None
+    return torch.cuda.get_device_name()
+
+
+def initialize(device: Device = None) -> None:
+    """Make a device ready; raises `SetupFailed` where it is not there."""
+    if not is_cuda(device):
+        return
+    if not torch.cuda.is_available():
+        raise SetupFailed("no CUDA device is visible; the trellis2 engine needs one")
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+
+
 class PeakWatch:
-    """Samples the card's use, as the driver sees it, from a thread of its own.
+    """Samples the device's use, as its driver sees it, from a thread of its own.
 
     Use by other processes counts too: the card is what runs out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = None) -> None:
+        self._device = device
         self._peak = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -132,8 +185,8 @@ class PeakWatch:
         self.stop()
         self._peak = 0
         self._stop = threading.Event()
-        device = torch.cuda.current_device()
-        arguments = (self._stop, device)
+        card = torch.cuda.current_device() if is_cuda(self._device) else None
+        arguments = (self._stop, card)
         self._thread = threading.Thread(target=self._watch, args=arguments, daemon=True)
         self._thread.start()
 
@@ -144,14 +197,15 @@ class PeakWatch:
             self._thread = None
 
     def snapshot(self) -> MemorySnapshot:
-        free, total = torch.cuda.mem_get_info()
+        free, total = memory_info(self._device)
         self._peak = max(self._peak, total - free)
         return MemorySnapshot(free=free, total=total, peak=self._peak)
 
-    def _watch(self, stop: threading.Event, device: int) -> None:
-        torch.cuda.set_device(device)
+    def _watch(self, stop: threading.Event, card: int | None) -> None:
+        if card is not None:
+            torch.cuda.set_device(card)
         while not stop.wait(_POLL_S):
-            free, total = torch.cuda.mem_get_info()
+            free, total = memory_info(self._device)
             self._peak = max(self._peak, total - free)
 
 

@@ -1,18 +1,28 @@
-"""Upstream's flow models on plain tensors: the same weights and formula, fewer passes over memory.
+"""Flow transformers on plain tensors: upstream's formula, fewer passes over memory.
 
 What is saved, against upstream's modules: keys and values of the cross attention are computed once
 per job, not at each step; the unconditional context is all zeros, so that its cross attention is
 one constant row per block; positions' phases once per job, as real numbers; norms, modulation,
 rotations and gates are fused (`kernels`); no copies between host and device in a pass.
+
+Formula, per block (Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", with
+cross attention to the picture's features between attention and MLP):
+
+    x += gate1 * attention(norm(x) * (1 + scale1) + shift1)       rotary positions, RMS-normed q, k
+    x += cross(norm(x) * weight + bias, context)
+    x += gate2 * mlp(norm(x) * (1 + scale2) + shift2)
+
+x (N, C), one row per token; context (L, K). Weights are held, not copied: whoever moves a
+parameter's data moves what is used here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
@@ -24,6 +34,69 @@ _BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A linear layer or an affine norm: weight (O, I) or (C,), bias (O,) or (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAttention:
+    """Weights of attention among the rows; gammas (H, D) scale normed queries and keys."""
+
+    heads: int
+    to_qkv: Affine
+    q_gamma: Tensor
+    k_gamma: Tensor
+    to_out: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class CrossAttention:
+    """Weights of attention from the rows to the context."""
+
+    heads: int
+    to_q: Affine
+    to_kv: Affine
+    q_gamma: Tensor
+    k_gamma: Tensor
+    to_out: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Weights of one block; modulation (6 C,) is added to the model's own."""
+
+    modulation: Tensor
+    self_attention: SelfAttention
+    cross_norm: Affine
+    cross_attention: CrossAttention
+    mlp: tuple[Affine, Affine]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowWeights:
+    """Weights of a flow transformer.
+
+    `modulation` maps timesteps (1,) to (1, 6 C) float32. Positions come from `dense_phases`, which
+    returns (N, D / 2) complex for a dense grid, or from `frequencies` (F,) times coordinates.
+    """
+
+    dtype: torch.dtype
+    modulation: Callable[[Tensor], Tensor]
+    input_layer: Affine
+    blocks: tuple[Block, ...]
+    output_layer: Affine
+    head_dim: int
+    dense_phases: Callable[[], Tensor] | None = None
+    frequencies: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,105 +115,73 @@ class _Positions:
     sin: Tensor
 
 
-class FastFlow(nn.Module):
-    """Stands where upstream's samplers expect a flow model, dense or sparse, with a batch of one.
+class FlowTransformer:
+    """A flow transformer with a batch of one, and what it has computed for the current job."""
 
-    Weights stay the module's own, so that whoever moves them moves these. `clear_cache` drops what
-    was computed for a job.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._held: tuple[Any] = (model,)  # in a tuple: its weights are not counted twice
+    def __init__(self, weights: FlowWeights) -> None:
+        self.weights = weights
         self._contexts: list[_Context] = []
         self._positions: _Positions | None = None
-
-    @property
-    def model(self) -> Any:
-        """Upstream's module."""
-        return self._held[0]
-
-    @property
-    def in_channels(self) -> int:
-        """What upstream's pipeline asks for to draw the noise."""
-        return int(self.model.in_channels)
-
-    @property
-    def resolution(self) -> int:
-        """As `in_channels`, of a dense model."""
-        return int(self.model.resolution)
-
-    def to(self, *args: Any, **kwargs: Any) -> FastFlow:
-        """Move upstream's module: `low_vram` calls this."""
-        self.model.to(*args, **kwargs)
-        return self
-
-    def cpu(self) -> FastFlow:
-        """Move upstream's module away, and drop what was computed from it."""
-        self.model.cpu()
-        self.clear_cache()
-        return self
 
     def clear_cache(self) -> None:
         """Drop what was computed for a job."""
         self._contexts.clear()
         self._positions = None
 
-    def forward(self, x: Any, t: Tensor, cond: Tensor, concat_cond: Any = None) -> Any:
-        """Return the velocity at `x`: (1, C, R, R, R), or a sparse tensor of N rows."""
-        context = self._context(cond)
-        if isinstance(x, Tensor):
-            return self._dense(x, t, context)
-        feats = x.feats
-        if concat_cond is not None:
-            feats = torch.cat([feats, concat_cond.feats], dim=-1)
-        positions = self._at(x.coords)
-        return x.replace(self._backbone(feats, t, context, positions))
+    def velocity(
+        self, rows: Tensor, timestep: Tensor, context: Tensor, coords: Tensor | None = None
+    ) -> Tensor:
+        """Return the velocity (N, O) at rows (N, I).
 
-    def _dense(self, x: Tensor, t: Tensor, context: _Context) -> Tensor:
-        rows = x.reshape(x.shape[1], -1).t().contiguous()
-        phases = self.model.rope_phases
+        timestep (1,) in 0..1000; context (1, L, K); coords (N, 4) int32 of sparse rows, None for
+        the rows of the whole dense grid.
+        """
+        positions = self._grid() if coords is None else self._at(coords)
+        return self._backbone(rows, timestep, self._context(context), positions)
+
+    def _grid(self) -> _Positions:
+        if self.weights.dense_phases is None:
+            raise ValueError("this model has no dense grid: coordinates are needed")
+        phases = self.weights.dense_phases()
         if self._positions is None or self._positions.source is not phases:
             self._positions = _Positions(
                 phases, phases.real.float().contiguous(), phases.imag.float().contiguous()
             )
-        out = self._backbone(rows, t, context, self._positions)
-        return out.t().reshape(1, -1, *x.shape[2:]).contiguous()
+        return self._positions
 
     def _backbone(
         self, feats: Tensor, t: Tensor, context: _Context, positions: _Positions
     ) -> Tensor:
-        model = self.model
-        dtype = model.dtype
-        x = linear(feats, model.input_layer.weight, model.input_layer.bias).to(dtype)
-        modulation = model.adaLN_modulation(model.t_embedder(t)).to(dtype)
+        model = self.weights
+        x = model.input_layer(feats).to(model.dtype)
+        modulation = model.modulation(t).to(model.dtype)
         parts = [_modulation(block, modulation) for block in model.blocks]
         ones = torch.ones_like(parts[0][0])
         zeros = torch.zeros_like(ones)
         h = residual_norm(x, None, ones, zeros, *parts[0][:2])
         for number, block in enumerate(model.blocks):
             _, _, gate, scale, shift, gate_mlp = parts[number]
-            change = _self_attention(block.self_attn, h, positions)
+            change = _self_attention(block.self_attention, h, positions)
             if context.constants:
                 h = residual_norm(x, change, gate, context.constants[number], scale, shift)
             else:
-                norm = block.norm2
+                norm = block.cross_norm
                 h = residual_norm(x, change, gate, zeros, norm.weight, norm.bias)
-                change = _cross_attention(block.cross_attn, h, *context.pairs[number])
+                change = _cross_attention(block.cross_attention, h, *context.pairs[number])
                 h = residual_norm(x, change, ones, zeros, scale, shift)
-            change = _mlp(block.mlp.mlp, h)
+            change = _mlp(block.mlp, h)
             # The next block's norm; after the last one its result is not used.
             following = parts[number + 1][:2] if number + 1 < len(parts) else (ones, zeros)
             h = residual_norm(x, change, gate_mlp, zeros, *following)
         normed = layer_norm(x.to(feats.dtype), (x.shape[1],))
-        return linear(normed, model.out_layer.weight, model.out_layer.bias)
+        return model.output_layer(normed)
 
     def _context(self, cond: Tensor) -> _Context:
         for known in self._contexts:
             if known.source is cond:
                 return known
-        rows = cond[0].to(self.model.dtype)
-        attentions = [block.cross_attn for block in self.model.blocks]
+        rows = cond[0].to(self.weights.dtype)
+        attentions = [block.cross_attention for block in self.weights.blocks]
         if bool(rows.any()):
             made = _Context(cond, [_keys_values(a, rows) for a in attentions], [])
         else:
@@ -150,64 +191,62 @@ class FastFlow(nn.Module):
 
     def _at(self, coords: Tensor) -> _Positions:
         if self._positions is None or self._positions.source is not coords:
-            rope = self.model.blocks[0].self_attn.rope
-            frequencies = rope.freqs.to(coords.device)
+            if self.weights.frequencies is None:
+                raise ValueError("this model has a dense grid alone: it takes no coordinates")
+            frequencies = self.weights.frequencies.to(coords.device)
             phases = coords[:, 1:, None].float() * frequencies
             phases = phases.reshape(len(coords), -1)
-            missing = rope.head_dim // 2 - phases.shape[1]
+            missing = self.weights.head_dim // 2 - phases.shape[1]
             phases = torch.nn.functional.pad(phases, (0, missing))
             self._positions = _Positions(coords, phases.cos(), phases.sin())
         return self._positions
 
 
-def _modulation(block: Any, shared: Tensor) -> tuple[Tensor, ...]:
+def _modulation(block: Block, shared: Tensor) -> tuple[Tensor, ...]:
     """Return scale, shift and gate of a block's attention, then of its MLP: (C,) float32 each."""
     values = (block.modulation + shared).to(shared.dtype).float()[0].chunk(6)
     shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = values
     return 1 + scale, shift, gate, 1 + scale_mlp, shift_mlp, gate_mlp
 
 
-def _self_attention(attention: Any, h: Tensor, positions: _Positions) -> Tensor:
-    qkv = linear(h, attention.to_qkv.weight, attention.to_qkv.bias)
-    qkv = qkv.view(len(h), 3, attention.num_heads, -1)
-    gammas = attention.q_rms_norm.gamma, attention.k_rms_norm.gamma
+def _self_attention(attention: SelfAttention, h: Tensor, positions: _Positions) -> Tensor:
+    qkv = attention.to_qkv(h).view(len(h), 3, attention.heads, -1)
+    gammas = attention.q_gamma, attention.k_gamma
     rms_rope(qkv[:, :2], gammas, positions.cos, positions.sin)
     out = _attend(*(part.transpose(0, 1)[None] for part in qkv.unbind(1)))
-    return linear(out, attention.to_out.weight, attention.to_out.bias)
+    return attention.to_out(out)
 
 
-def _cross_attention(attention: Any, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    q = linear(h, attention.to_q.weight, attention.to_q.bias)
-    q = q.view(len(h), 1, attention.num_heads, -1)
-    rms_rope(q, [attention.q_rms_norm.gamma])
+def _cross_attention(attention: CrossAttention, h: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    q = attention.to_q(h).view(len(h), 1, attention.heads, -1)
+    rms_rope(q, [attention.q_gamma])
     out = _attend(q.permute(1, 2, 0, 3), keys, values)
-    return linear(out, attention.to_out.weight, attention.to_out.bias)
+    return attention.to_out(out)
 
 
-def _keys_values(attention: Any, context: Tensor) -> tuple[Tensor, Tensor]:
-    kv = linear(context, attention.to_kv.weight, attention.to_kv.bias)
-    kv = kv.view(len(context), 2, attention.num_heads, -1)
-    rms_rope(kv[:, :1], [attention.k_rms_norm.gamma])
+def _keys_values(attention: CrossAttention, context: Tensor) -> tuple[Tensor, Tensor]:
+    kv = attention.to_kv(context).view(len(context), 2, attention.heads, -1)
+    rms_rope(kv[:, :1], [attention.k_gamma])
     keys, values = kv.unbind(1)
     return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
 
-def _constant(attention: Any) -> Tensor:
+def _constant(attention: CrossAttention) -> Tensor:
     """Return what cross attention adds to every row when its context is all zeros.
 
     Every value is the bias then, and so is any weighted mean of them.
     """
     values = attention.to_kv.bias.chunk(2)[1]
-    return linear(values, attention.to_out.weight, attention.to_out.bias).float()
+    return attention.to_out(values).float()
 
 
-def _mlp(layers: Any, h: Tensor) -> Tensor:
-    first, _, last = layers
+def _mlp(layers: tuple[Affine, Affine], h: Tensor) -> Tensor:
+    first, last = layers
     if h.is_cuda:  # cuBLASLt adds the bias and applies GELU (tanh) as it writes the product
         wide = torch._addmm_activation(first.bias, h, first.weight.t(), use_gelu=True)
     else:
-        wide = torch.nn.functional.gelu(linear(h, first.weight, first.bias), approximate="tanh")
-    return linear(wide, last.weight, last.bias)
+        wide = torch.nn.functional.gelu(first(h), approximate="tanh")
+    return last(wide)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

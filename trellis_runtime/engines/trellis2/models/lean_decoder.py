@@ -1,16 +1,22 @@
-"""Upstream's decoders over blocks of rows: their layers' own weights and formula, less memory.
+"""A sparse decoder over blocks of rows: its layers' own weights and formula, less memory.
 
 A decoder's last upsampling widens 1.5 million cells to 512 channels at 1536, 1.5 GB, only to spread
 them over their children; neighbour maps take 108 bytes a cell. Here a convolution gathers the
 neighbours of one block of rows at a time, found by binary search, and an upsampling spreads each
 block at once. What stays whole is each level's input and output.
+
+    latent (N, L) ─ from_latent ─► level 0: residual blocks ─ upsample ─► level 1 ─► ... ─► output
+                                                                 ▲
+                                     which of 8 children exist: predicted, or given as guides
+
+residual block   x + mlp(norm(conv(x)))                       Liu et al. 2022, ConvNeXt
+upsampling       conv2(silu(norm2(spread(conv1(silu(norm1(x))))))) + repeated spread(x)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,48 +28,86 @@ BLOCK_ROWS = 32_768
 
 _OFFSETS = tuple((i // 9 - 1, i // 3 % 3 - 1, i % 3 - 1) for i in range(27))
 
+RowLayer = Callable[[Tensor], Tensor]
+"""A layer that treats each row alone: (N, I) to (N, O)."""
 
-@contextmanager
-def lean_decoders(decoder_class: Any, *, active: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
-    """Have every `SparseUnetVaeDecoder` decode over blocks of `rows` while the context lasts."""
-    whole = decoder_class.forward
-    if active:
-        decoder_class.forward = lambda decoder, x, guide_subs=None, return_subs=False: decode(
-            decoder, x, guide_subs, return_subs, rows
-        )
-    try:
-        yield
-    finally:
-        decoder_class.forward = whole
+PlacedLayer = Callable[[Tensor, Tensor], Tensor]
+"""As `RowLayer`, and told the rows' coordinates (N, 4) too."""
 
 
-def decode(decoder: Any, x: Any, guides: Any, return_guides: bool, rows: int = BLOCK_ROWS) -> Any:
-    """Return what the decoder's own `forward` does: a sparse tensor, and subdivisions if asked for.
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A submanifold convolution: weight (O, 3, 3, 3, I), bias (O,)."""
 
-    `x` is the latent as a sparse tensor with a batch of one; `guides` the subdivisions to follow
-    where the decoder predicts none.
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualBlock:
+    """A level's block that keeps its cells."""
+
+    conv: Convolution
+    norm: RowLayer
+    mlp: RowLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Upsampling:
+    """The step to the next level: each cell's eight children, where they exist.
+
+    `subdivide` predicts which do, (N, 8) with positive values for those; None follows a guide.
     """
-    sparse = type(x)
-    feats = decoder.from_latent(x).feats.to(decoder.dtype)
-    coords, made = x.coords, []
-    last = len(decoder.blocks) - 1
-    for level, blocks in enumerate(decoder.blocks):
-        for number, block in enumerate(blocks):
-            if level < last and number == len(blocks) - 1:
-                if decoder.pred_subdiv:
-                    guide = block.to_subdiv(sparse(feats=feats, coords=coords))
-                    made.append(guide)
-                else:
-                    guide = guides[level]
-                feats, coords = _upsample(block, feats, coords, guide.feats > 0, rows)
+
+    norm1: RowLayer
+    conv1: Convolution
+    norm2: RowLayer
+    conv2: Convolution
+    out_channels: int
+    subdivide: PlacedLayer | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayers:
+    """A decoder's layers, read from wherever they are; `dtype` is that of its torso."""
+
+    dtype: torch.dtype
+    from_latent: RowLayer
+    levels: tuple[tuple[tuple[ResidualBlock, ...], Upsampling | None], ...]
+    output: PlacedLayer
+
+
+def decode(
+    decoder: DecoderLayers,
+    latent: Tensor,
+    coords: Tensor,
+    guides: Sequence[Tensor] | None,
+    rows: int = BLOCK_ROWS,
+) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    """Decode a latent (N, L) at coords (N, 4), over blocks of `rows`.
+
+    `guides` are each level's subdivisions (N, 8), to be followed where the decoder predicts none.
+    Returns features (M, O), their coords (M, 4), and the predicted subdivisions with their coords.
+    """
+    feats = decoder.from_latent(latent).to(decoder.dtype)
+    made: list[tuple[Tensor, Tensor]] = []
+    for level, (blocks, upsampling) in enumerate(decoder.levels):
+        for block in blocks:
+            feats = _residual(block, feats, coords, rows)
+        if upsampling is not None:
+            if upsampling.subdivide is not None:
+                guide = upsampling.subdivide(feats, coords)
+                made.append((guide, coords))
+            elif guides is not None:
+                guide = guides[level]
             else:
-                feats = _conv_next(block, feats, coords, rows)
+                raise ValueError("a decoder that predicts no subdivision needs guides")
+            feats, coords = _upsample(upsampling, feats, coords, guide > 0, rows)
     parts = []
     for part, places in zip(torch.split(feats, rows), torch.split(coords, rows), strict=True):
-        normed = layer_norm(part.to(x.dtype), part.shape[-1:])
-        parts.append(decoder.output_layer(sparse(feats=normed, coords=places)).feats)
-    out = sparse(feats=torch.cat(parts), coords=coords)
-    return (out, made) if return_guides else out
+        normed = layer_norm(part.to(latent.dtype), part.shape[-1:])
+        parts.append(decoder.output(normed, places))
+    return torch.cat(parts), coords, made
 
 
 class Neighbours:
@@ -82,8 +126,8 @@ class Neighbours:
         return self._order[at], exist
 
 
-def convolve(conv: Any, feats: Tensor, near: Neighbours, part: slice) -> Tensor:
-    """Return a submanifold convolution's rows `part`; weights are (Co, 3, 3, 3, Ci)."""
+def convolve(conv: Convolution, feats: Tensor, near: Neighbours, part: slice) -> Tensor:
+    """Return a submanifold convolution's rows `part`; see `Convolution`."""
     rows, exist = near.of(part)
     columns = feats[rows] * exist[..., None]
     weight = conv.weight.reshape(conv.weight.shape[0], -1)
@@ -94,7 +138,7 @@ def _parts(count: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _conv_next(block: Any, feats: Tensor, coords: Tensor, rows: int) -> Tensor:
+def _residual(block: ResidualBlock, feats: Tensor, coords: Tensor, rows: int) -> Tensor:
     near, out = Neighbours(coords), torch.empty_like(feats)
     for part in _parts(len(feats), rows):
         h = block.norm(convolve(block.conv, feats, near, part))
@@ -103,7 +147,7 @@ def _conv_next(block: Any, feats: Tensor, coords: Tensor, rows: int) -> Tensor:
 
 
 def _upsample(
-    block: Any, feats: Tensor, coords: Tensor, exists: Tensor, rows: int
+    block: Upsampling, feats: Tensor, coords: Tensor, exists: Tensor, rows: int
 ) -> tuple[Tensor, Tensor]:
     """Spread each cell's channels over its children that `exists` (N, 8) names."""
     parent, child = torch.nonzero(exists, as_tuple=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +19,38 @@ from torch import Tensor, nn
 from trellis_runtime.engines.trellis2.models.kernels import row_norm
 
 BLOCK_ROWS = 65_536
-_NORM, _MLP = "LayerNorm32", "Sequential"
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayers:
+    """The layers of a decoder that treat each row alone: layer norms over (N, C), and MLPs."""
+
+    norms: tuple[nn.Module, ...]
+    mlps: tuple[nn.Module, ...]
+
+    def __post_init__(self) -> None:
+        if not self.norms or not self.mlps:
+            # A lossless rung that silently frees nothing would only repeat the failure.
+            raise ValueError(
+                f"a decoder needs norms and MLPs to be run over blocks of rows; "
+                f"{len(self.norms)} norms and {len(self.mlps)} MLPs were found"
+            )
 
 
 @contextmanager
-def chunked_rows(model: nn.Module, *, chunked: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
-    """Have `model`'s norms take one pass while the context lasts.
+def chunked_rows(layers: RowLayers, *, chunked: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
+    """Have norms take one pass while the context lasts.
 
     With `chunked`, norms and MLPs run over blocks of `rows` too.
     """
-    layers = [m for m in model.modules() if type(m).__name__ in (_NORM, _MLP)]
-    for layer in layers:
-        forward = fused_layer_norm(layer) if type(layer).__name__ == _NORM else layer.forward
+    patched = [(norm, fused_layer_norm(norm)) for norm in layers.norms]
+    patched += [(mlp, mlp.forward) for mlp in layers.mlps]
+    for layer, forward in patched:
         layer.forward = _in_blocks(forward, rows) if chunked else forward
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, _ in patched:
             del layer.forward  # the class's own is found again
 
 

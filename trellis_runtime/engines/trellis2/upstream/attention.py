@@ -11,6 +11,7 @@ an H200, so that the choice is for `TRELLIS2_FLOW=upstream` alone.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
@@ -19,6 +20,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from trellis_runtime.errors import SetupFailed
 
 _PACKAGES = (
     ("flash_attn_interface", "flash_attn_3"),
@@ -30,6 +33,8 @@ _PACKAGES = (
 def choose() -> str:
     """Return the name of the kernels to use: flash_attn_3, flash_attn, xformers or sdpa."""
     for package, name in _PACKAGES:
+        if package in sys.modules and sys.modules[package].__doc__ == __doc__:
+            continue  # our own module, from an earlier start in this process
         if importlib.util.find_spec(package) is not None:
             return name
     return "sdpa"
@@ -42,6 +47,18 @@ def environment(name: str) -> dict[str, str]:
     """
     sparse = "flash_attn" if name == "sdpa" else name
     return {"ATTN_BACKEND": name, "SPARSE_ATTN_BACKEND": sparse, "SPARSE_CONV_BACKEND": "flex_gemm"}
+
+
+def check_chosen(name: str) -> None:
+    """Raise `SetupFailed` unless upstream has read its variables: they are read once, at import."""
+    wanted = environment(name)
+    sparse = importlib.import_module("trellis2.modules.sparse.config")
+    for variable, found in (
+        ("SPARSE_ATTN_BACKEND", sparse.ATTN),
+        ("SPARSE_CONV_BACKEND", sparse.CONV),
+    ):
+        if found != wanted[variable]:
+            raise SetupFailed(f"upstream runs {found} where {variable}={wanted[variable]} was set")
 
 
 def install_flash_attn_shim(name: str) -> None:

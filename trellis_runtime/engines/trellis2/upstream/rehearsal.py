@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from trellis_runtime.contract.request import Resolution
 from trellis_runtime.engines.trellis2.grid import cell_keys, find
+from trellis_runtime.engines.trellis2.upstream import imports, interface
+from trellis_runtime.errors import SetupFailed
 
 if TYPE_CHECKING:
     from trellis_runtime.engines.trellis2.upstream.adapter import UpstreamPipeline
@@ -26,9 +28,16 @@ _LEVELS = 4  # the decoder doubles its grid four times
 
 
 def install_synthetic_structure(pipeline: UpstreamPipeline) -> None:
-    """Make the structure, the decoder and the cascade follow the shape."""
-    shape = ReferenceShape()
+    """Make the structure, the decoder and the cascade follow the shape.
+
+    Raises `SetupFailed` where the decoder is not the one that these places are known of.
+    """
+    interface.check_code(interface.REHEARSAL_CALLS)
     inner, decoder = pipeline.trellis, pipeline.modules["shape_slat_decoder"]
+    levels = len(decoder.blocks) - 1  # type: ignore[arg-type]
+    if levels != _LEVELS:
+        raise SetupFailed(f"a rehearsal knows {_LEVELS} subdivisions; the decoder has {levels}")
+    shape = ReferenceShape(pipeline.device)
     for level, blocks in enumerate(list(decoder.blocks)[:-1]):  # type: ignore[arg-type]
         blocks[-1].to_subdiv = _Subdivision(blocks[-1].to_subdiv, shape, level)
     decoder.output_layer = _Output(decoder.get_submodule("output_layer"), shape)
@@ -40,9 +49,9 @@ def install_synthetic_structure(pipeline: UpstreamPipeline) -> None:
 class ReferenceShape:
     """Knows which cells of each grid the shape touches, and its dual vertices in the finest."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.resolution = 512
-        self._dual = {r: _voxelise(r) for r in RESOLUTIONS}
+        self._dual = {r: _voxelise(r, device) for r in RESOLUTIONS}
         self._cells = {
             (r, r >> level): (coords.long() >> level).unique(dim=0)  # type: ignore[no-untyped-call]
             for r, (coords, _, _) in self._dual.items()
@@ -110,12 +119,10 @@ class _Output(nn.Module):
         return y.replace(feats)
 
 
-def _voxelise(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+def _voxelise(resolution: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return sorted cells (N, 3), dual vertices (N, 3) in 0..1, and crossed edges (N, 3)."""
-    import o_voxel
-
     vertices, faces = _shape()
-    cells, dual, crossings = o_voxel.convert.mesh_to_flexible_dual_grid(
+    cells, dual, crossings = imports.import_dual_grid().mesh_to_flexible_dual_grid(
         torch.from_numpy(vertices),
         torch.from_numpy(faces),
         grid_size=resolution,
@@ -126,7 +133,8 @@ def _voxelise(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     )
     order = cell_keys(cells, resolution).argsort()
     inside = (dual * resolution - cells).clamp(0, 1)
-    return cells[order].int().cuda(), inside[order].cuda(), crossings[order].bool().cuda()
+    found = cells[order].int(), inside[order], crossings[order].bool()
+    return found[0].to(device), found[1].to(device), found[2].to(device)
 
 
 def _shape() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
