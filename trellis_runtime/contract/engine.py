@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,28 @@ class MemorySnapshot:
     free: int
     total: int
     peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutOut:
+    """What of the picture an engine modelled.
+
+    rgba      (h, w, 4) uint8 sRGB, straight alpha: the object, cropped to it
+    source    alpha: the picture's own channel; model: a background remover; keep: all of it
+    share     of the picture's pixels that are object, 0 to 1
+    border    of the picture's outermost pixels that are object, 0 to 1
+    longer_px the object's longer side, in pixels of the picture as it was sent
+    uncertain of the object's pixels, those that the background remover was unsure of, 0 to 1
+    """
+
+    rgba: Rgba
+    source: Literal["alpha", "model", "keep"]
+    share: float
+    border: float
+    longer_px: int
+    uncertain: float = 0.0
+    alpha_ignored: bool = False
+    plain_shape: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +91,8 @@ class Asset:
     double_sided: bool = False
     effective: Mapping[str, int] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""
+    cutout: CutOut | None = None
+    """What of the picture was modelled, where the engine can tell."""
 
     @property
     def texture_size(self) -> int:

@@ -30,6 +30,7 @@ from trellis_runtime.engines.embedded import inflation, surface, texture
 from trellis_runtime.engines.embedded.budget import Budget, Share
 from trellis_runtime.engines.embedded.foreground import Foreground, find_foreground
 from trellis_runtime.engines.embedded.inflation import Field, Mask
+from trellis_runtime.engines.embedded.saliency import SaliencyNetwork
 from trellis_runtime.engines.embedded.surface import Floats
 from trellis_runtime.errors import ImageRejected
 
@@ -59,6 +60,7 @@ class EmbeddedEngine:
 
     def __init__(self, memory_budget_bytes: int | None = None) -> None:
         self._budget = Budget(memory_budget_bytes)
+        self._network = SaliencyNetwork()
 
     def info(self) -> EngineInfo:
         return EngineInfo(
@@ -72,16 +74,17 @@ class EmbeddedEngine:
         )
 
     def load(self, note: Callable[[str, float], None]) -> None:
-        """Nothing to load, but one thread for sums: their order, so the mesh, is then fixed.
+        """Load the network, and use one thread for sums: their order, so the mesh, is then fixed.
 
         The vectors are short, too: threads that wait for each other cost more than they bring.
         """
         started = time.perf_counter()
         threadpool_limits(1, user_api="blas")
+        self._network.load()
         note("load", time.perf_counter() - started)
 
     def begin(self, image: Rgba, plan: Plan) -> EmbeddedGeneration:
-        return EmbeddedGeneration(image, plan.seed, self._budget.share())
+        return EmbeddedGeneration(image, plan.seed, self._budget.share(), self._network)
 
     def wants_offload(self, plan: Plan) -> bool:
         return False
@@ -93,10 +96,11 @@ class EmbeddedEngine:
 class EmbeddedGeneration:
     """One job."""
 
-    def __init__(self, image: Rgba, seed: int, budget: Share) -> None:
+    def __init__(self, image: Rgba, seed: int, budget: Share, network: SaliencyNetwork) -> None:
         self._image = image
         self._seed = seed
         self._budget = budget
+        self._network = network
         self._products = _Products()
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
@@ -122,9 +126,9 @@ class EmbeddedGeneration:
         self._budget.drop()
 
     def _condition(self, plan: Plan, scope: JobScope) -> None:
-        # GrabCut and the crop work on copies; resident, the float picture stays for later stages.
+        # The network and the crop work on copies; resident, the float picture stays.
         self._budget.hold("the conditioning picture", self._image.size * 4)
-        self._products.foreground = find_foreground(self._image, plan.background, self._seed)
+        self._products.foreground = find_foreground(self._image, plan.background, self._network)
 
     def _structure(self, plan: Plan, scope: JobScope) -> None:
         cells = inflation.levels(_cells(plan.resolution))[0]
@@ -142,6 +146,8 @@ class EmbeddedGeneration:
                 scope.step(done, len(sizes))
                 mask = inflation.grid_mask(silhouette, cells)
                 solution = inflation.solve(mask, solution, by_rows=plan.chunk_rows)
+            distance = inflation.outline_distance(silhouette, sizes[-1])
+            solution = inflation.smooth_rim(solution, distance)
         if not solution.any():
             raise ImageRejected(
                 "the foreground found is too thin to give it a shape", field="image"
@@ -153,7 +159,7 @@ class EmbeddedGeneration:
         foreground = require_product(self._products.foreground)
         self._budget.hold("the colours", 2 * foreground.rgb.nbytes)
         front = texture.front_colors(foreground)
-        self._products.colors = front, texture.back_colors(front, self._seed)
+        self._products.colors = front, texture.back_colors(front, foreground.mask, self._seed)
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
         inflated = require_product(self._products.inflated)
@@ -180,6 +186,7 @@ class EmbeddedGeneration:
             faces=split.faces.astype(np.uint32),
             normals=normals,
             effective={"resolution": plan.resolution},
+            cutout=require_product(self._products.foreground).cutout,
         )
         if plan.texture_size == 0:
             colors = texture.at_vertices(front, back, split.vertices[:, :2], is_back)
@@ -217,13 +224,15 @@ class EmbeddedGeneration:
     def _extract(self, cells: int, *, smooth_outline: bool) -> surface.Surface:
         front, back = require_product(self._products.heights)
         mask = require_product(self._products.mask)
+        silhouette = require_product(self._products.foreground).mask
         with self._budget.working("the surface", _surface_bytes(mask, cells)):
             if cells < mask.shape[0]:
-                mask = inflation.grid_mask(require_product(self._products.foreground).mask, cells)
+                mask = inflation.grid_mask(silhouette, cells)
                 inside = inflation.inner_corners(mask)
                 front = inflation.resample(front, cells + 1) * inside
                 back = inflation.resample(back, cells + 1) * inside
-            return surface.extract(mask, front, back, smooth_outline=smooth_outline)
+            distance = inflation.outline_distance(silhouette, cells) if smooth_outline else None
+            return surface.extract(mask, front, back, distance)
 
 
 def _cells(resolution: int) -> int:
