@@ -18,8 +18,8 @@ An ignored alpha channel is taken away: the picture is cropped to what it showed
 was clear within is filled with the nearest colours, and the background is then removed as from any
 photograph. Shares are of all pixels; they were chosen on the cases of tests/test_pictures_alpha.py.
 
-Upstream (`Trellis2ImageTo3DPipeline.preprocess_image`) asks whether any alpha is below 255 after
-its own resize. Where ours differs is told in docs/pictures.md.
+Upstream (`Trellis2ImageTo3DPipeline.preprocess_image`) takes alpha for a cut-out where any of it is
+below 255. Where ours differs, and why, is told in docs/pictures.md.
 """
 
 from __future__ import annotations

@@ -111,10 +111,10 @@ def _guided(p: Floats, rgb: NDArray[np.uint8]) -> Floats:
     """Filter `p` with the picture's brightness as the guide, where `p` is in doubt."""
     guide = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.float32) / np.float32(255)
     mean_i, mean_p = _box(guide), _box(p)
-    covariance: Floats = _box(guide * p) - mean_i * mean_p
+    covariance = _box(guide * p) - mean_i * mean_p
     variance = _box(guide * guide) - mean_i * mean_i
-    a = covariance / (variance + _GUIDE_EPSILON)
-    b = mean_p - a * mean_i
+    a = np.asarray(covariance / (variance + _GUIDE_EPSILON), np.float32)
+    b = np.asarray(mean_p - a * mean_i, np.float32)
     return np.clip(_box(a) * guide + _box(b), 0.0, 1.0).astype(np.float32)
 
 
