@@ -122,9 +122,26 @@ class DiskFull(WorkerError):
 
 
 class OutOfVram(WorkerError):
-    """Memory ran out: raised per attempt, and to the caller after the last accepted rung."""
+    """Memory ran out: raised per attempt, and to the caller after the last accepted rung.
+
+    An engine that knows says how much was asked for (`needed_bytes`) and how much the job can have
+    in all, what it holds itself included (`available_bytes`).
+    """
 
     code, fault, retryable = "out_of_vram", Fault.WORKER, True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        details: dict[str, Any] | None = None,
+        needed_bytes: int | None = None,
+        available_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field, details=details)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
 
 
 class MeshRejected(WorkerError):

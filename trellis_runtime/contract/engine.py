@@ -113,6 +113,12 @@ class Generation(Protocol):
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         """Run `stage` from the products of those before it; raises `OutOfVram`, `EngineFault`."""
 
+    def need(self, stage: Stage, plan: Plan) -> int | None:
+        """Return the bytes that `stage` takes at its peak under `plan`, None where unknown.
+
+        All that the job holds by then is included. Asked only after `stage` ran out of memory.
+        """
+
     def reclaim(self) -> None:
         """After an out-of-memory error, give back all that the next attempt can do without."""
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from trellis_runtime import __version__
@@ -20,6 +21,7 @@ from trellis_runtime.contract.answer import (
     Attempt,
     Degradation,
     GenerationResult,
+    SkippedRung,
     TextureReport,
     Vram,
 )
@@ -31,7 +33,13 @@ from trellis_runtime.contract.files import (
     THUMBNAIL,
     TURNTABLE,
 )
-from trellis_runtime.contract.ladder import LadderState, Plan, restart_stage
+from trellis_runtime.contract.ladder import (
+    LadderState,
+    Plan,
+    Rung,
+    Shortage,
+    earliest_restart,
+)
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.contract.scope import JobScope
@@ -160,7 +168,7 @@ class Pipeline:
             return ENGINE_STAGES[following] if following < len(ENGINE_STAGES) else None
         except OutOfVram as err:
             # The traceback holds the stage's frames and, through them, its arrays.
-            message = err.message
+            message, available = err.message, err.available_bytes
             err.__traceback__ = None
         memory = self.engine.memory()
         attempts.append(
@@ -172,29 +180,38 @@ class Pipeline:
                 seconds=round(time.perf_counter() - started, 4),
             )
         )
+        shortage = None
+        if available is not None:
+            shortage = Shortage(partial(generation.need, stage), available)
+        rungs = descent.step_down(stage, shortage)
         generation.reclaim()
-        return self._step_down(stage, descent, attempts, scope)
+        return self._restart(stage, rungs, descent, attempts, scope)
 
-    def _step_down(
-        self, stage: Stage, descent: LadderState, attempts: list[Attempt], scope: JobScope
+    @staticmethod
+    def _restart(
+        stage: Stage,
+        rungs: list[Rung],
+        descent: LadderState,
+        attempts: list[Attempt],
+        scope: JobScope,
     ) -> Stage:
-        rung = descent.step_down(stage)
+        """Return the stage to run next, `rungs` lower; raises `OutOfVram` when there are none."""
         logger().warning(
             "rung_failed",
             job_id=scope.job_id,
             stage=stage,
             rung=attempts[-1].rung,
-            next_rung=rung.name if rung else None,
+            next_rung=descent.rung.name if rungs else None,
             reason=attempts[-1].error,
         )
-        if rung is None:
+        if not rungs:
             raise OutOfVram(
                 f"{stage} did not fit at any rung up to level {descent.max_level}: "
                 f"{attempts[-1].error}",
                 field="max_degradation_level" if descent.max_level < LOWEST_LEVEL else None,
                 details={"attempts": [a.model_dump(mode="json") for a in attempts]},
             )
-        return restart_stage(rung, stage)
+        return earliest_restart(rungs, stage)
 
     def _extras(self, made: _EngineOutcome) -> dict[str, Any]:
         return {
@@ -231,6 +248,7 @@ class Pipeline:
                 requested=descent.requested.quality(),
                 effective=effective,
                 attempts=made.attempts,
+                skipped=[SkippedRung(rung=rung, reason=why) for rung, why in descent.skipped],
             ),
             mesh=exported.mesh,
             texture=TextureReport(size=made.asset.texture_size, format=exported.texture_format),

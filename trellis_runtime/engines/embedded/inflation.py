@@ -82,14 +82,16 @@ def smooth_rim(u: Field, distance: NDArray[np.float32]) -> Field:
     takes the staircase out of it.
     """
     inside = u > 0
-    d = np.maximum(distance, _LEAST_DISTANCE_CELLS).astype(np.float64)
+    d = np.maximum(distance, _LEAST_DISTANCE_CELLS)
     trusted = inside & (distance > 1.0) & (distance < _RIM_CELLS)
-    weight = cv2.GaussianBlur(trusted.astype(np.float64), (0, 0), 2.5)
-    slope = cv2.GaussianBlur(np.where(trusted, u / d, 0.0), (0, 0), 2.5)
+    slope = cv2.GaussianBlur((trusted * u / d).astype(np.float32), (0, 0), 2.5)
+    weight = cv2.GaussianBlur(trusted.astype(np.float32), (0, 0), 2.5)
     known = inside & (distance < _RIM_CELLS) & (weight > 0.02)
-    linear = slope / np.maximum(weight, 1e-6) * d
-    blend = np.clip(_RIM_CELLS - d, 0.0, 1.0)
-    return np.where(known, blend * linear + (1 - blend) * u, u)
+    slope /= np.maximum(weight, 1e-6)
+    blend = np.clip(_RIM_CELLS - d[known], 0.0, 1.0)
+    smoothed = u.copy()
+    smoothed[known] = blend * slope[known] * d[known] + (1 - blend) * u[known]
+    return smoothed
 
 
 def solve(mask: Mask, guess: Field | None, *, by_rows: bool) -> Field:

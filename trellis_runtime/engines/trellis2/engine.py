@@ -161,6 +161,9 @@ class Trellis2Generation:
             run(plan, scope)
             torch.cuda.synchronize()
 
+    def need(self, stage: Stage, plan: Plan) -> int | None:
+        return None  # not known here: the ladder goes by what each rung is declared to free
+
     def reclaim(self) -> None:
         with vram.translated():
             if self._products.decoded is not None:
