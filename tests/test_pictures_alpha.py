@@ -10,12 +10,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from tests.conftest import picture, pixels
-from trellis_runtime.assets.cutout import (
-    cutout_warnings,
-    judge_alpha,
-    settle_alpha,
-    whole_picture,
-)
+from trellis_runtime.assets.cutout import judge_alpha, settle_alpha, whole_picture
+from trellis_runtime.assets.warnings import cutout_warnings
 from trellis_runtime.engines.embedded.foreground import find_foreground
 from trellis_runtime.engines.embedded.saliency import SaliencyNetwork
 from trellis_runtime.engines.trellis2.picture import cut_out

@@ -24,14 +24,15 @@ below 255. Where ours differs, and why, is told in docs/pictures.md.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from trellis_runtime.contract.answer import AnswerWarning
 from trellis_runtime.contract.engine import CutOut, Rgba
 from trellis_runtime.errors import ImageRejected
 
@@ -46,12 +47,6 @@ _RECTANGULAR = 0.95
 _BORDER_OF_A_PICTURE = 0.2
 _SHADOW = 0.03
 _ELLIPTICAL = 0.985
-
-_SMALL_SHARE = 0.03
-_TINY_PX = 64
-_WHOLE_SHARE = 0.95
-_TOUCHING_SHARE = 0.04
-_PIECE_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,90 +153,6 @@ def nearest_fill(rgb: NDArray[np.uint8], solid: Mask) -> NDArray[np.uint8]:
     return np.asarray(colors[labels])
 
 
-def pieces(mask: Mask, least_share: float = _PIECE_SHARE) -> int:
-    """Count the separate pieces of `mask`, those below `least_share` of the largest left out."""
-    count, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return 0
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    return int((areas >= least_share * areas.max()).sum())
-
-
-def cutout_warnings(cutout: CutOut) -> list[AnswerWarning]:
-    """Return what a caller should know of the cut-out before trusting the model made from it."""
-    checks = (_alpha_warning, _extent_warning, _size_warning, _border_warning, _pieces_warning)
-    found = [check(cutout) for check in checks]
-    return [warning for warning in found if warning is not None]
-
-
-def _alpha_warning(cutout: CutOut) -> AnswerWarning | None:
-    if cutout.alpha_ignored:
-        return AnswerWarning(
-            code="alpha_ignored",
-            text="the picture's alpha channel cuts no object out; its background was removed "
-            "as from a picture without one",
-        )
-    if cutout.plain_shape:
-        return AnswerWarning(
-            code="alpha_plain_shape",
-            text="the picture's alpha channel keeps a plain rectangle or disc; if that is a frame "
-            "and not the object, send the picture without alpha",
-        )
-    return None
-
-
-def _extent_warning(cutout: CutOut) -> AnswerWarning | None:
-    if cutout.source == "model" and cutout.uncertain > 0.35:
-        return AnswerWarning(
-            code="cutout_uncertain",
-            text=f"{cutout.uncertain:.0%} of the foreground is a guess: object and background are "
-            "hard to tell apart; send a picture with a transparent background",
-        )
-    if cutout.source != "keep" and cutout.share > _WHOLE_SHARE:
-        return AnswerWarning(
-            code="covers_picture",
-            text=f"the foreground covers {cutout.share:.0%} of the picture: hardly anything was "
-            "taken for background",
-        )
-    return None
-
-
-def _size_warning(cutout: CutOut) -> AnswerWarning | None:
-    if cutout.longer_px < _TINY_PX:
-        return AnswerWarning(
-            code="tiny_object",
-            text=f"the object is {cutout.longer_px} px long; from fewer than {_TINY_PX} px there "
-            "is little detail to take",
-        )
-    if cutout.share < _SMALL_SHARE:
-        return AnswerWarning(
-            code="small_object",
-            text=f"the object covers {cutout.share:.1%} of the picture; crop closer to it for "
-            "more detail",
-        )
-    return None
-
-
-def _border_warning(cutout: CutOut) -> AnswerWarning | None:
-    if cutout.source == "keep" or cutout.border <= _TOUCHING_SHARE:
-        return None
-    return AnswerWarning(
-        code="touches_border",
-        text=f"the object touches {cutout.border:.0%} of the picture's border: what lies outside "
-        "the picture is missing",
-    )
-
-
-def _pieces_warning(cutout: CutOut) -> AnswerWarning | None:
-    count = pieces(cutout.rgba[..., 3] >= 128)
-    if count < 2:
-        return None
-    return AnswerWarning(
-        code="several_pieces",
-        text=f"the foreground has {count} separate pieces; a model is made of all of them",
-    )
-
-
 def _is_ellipse(box: Mask) -> bool:
     """Whether `box` is the ellipse that its own sides inscribe: a round avatar, or a coin."""
     height, width = box.shape
@@ -249,3 +160,10 @@ def _is_ellipse(box: Mask) -> bool:
     across, along = (x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1
     disc = across**2 + along**2 <= 1
     return float((box & disc).sum()) >= _ELLIPTICAL * float((box | disc).sum())
+
+
+def cutout_png(cutout: CutOut) -> bytes:
+    """Return the cut-out as a PNG with alpha."""
+    buffer = io.BytesIO()
+    Image.fromarray(cutout.rgba).save(buffer, "PNG")
+    return buffer.getvalue()

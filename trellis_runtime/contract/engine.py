@@ -91,8 +91,6 @@ class Asset:
     double_sided: bool = False
     effective: Mapping[str, int] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""
-    cutout: CutOut | None = None
-    """What of the picture was modelled, where the engine can tell."""
 
     @property
     def texture_size(self) -> int:
@@ -121,6 +119,9 @@ class Generation(Protocol):
 
     def reclaim(self) -> None:
         """After an out-of-memory error, give back all that the next attempt can do without."""
+
+    def cutout(self) -> CutOut:
+        """Return what of the picture is modelled; known once `Stage.CONDITION` has run."""
 
     def asset(self) -> Asset:
         """Return the product of the last stage."""

@@ -87,6 +87,10 @@ class Output(WireModel):
     turntable: bool = Field(
         False, description="Whether an animated WebP of one turn comes with the GLB."
     )
+    cutout: bool = Field(
+        False,
+        description="Whether what of the picture was modelled comes with the GLB, as a PNG.",
+    )
 
     @model_validator(mode="after")
     def _upload_needs_url(self) -> Output:

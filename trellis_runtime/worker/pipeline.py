@@ -16,6 +16,7 @@ from typing import Any
 
 from trellis_runtime import __version__
 from trellis_runtime.assets.images import decode_image, parse_base64
+from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
     Artifact,
     Attempt,
@@ -25,9 +26,10 @@ from trellis_runtime.contract.answer import (
     TextureReport,
     Vram,
 )
-from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
+from trellis_runtime.contract.engine import Asset, CutOut, Engine, Generation, Rgba
 from trellis_runtime.contract.files import (
     ANSWER,
+    CUTOUT,
     MODEL,
     PREVIEW,
     THUMBNAIL,
@@ -68,6 +70,7 @@ class _EngineOutcome:
     """What the engine made, and how far down the ladder it had to go."""
 
     asset: Asset
+    cutout: CutOut
     descent: LadderState
     attempts: list[Attempt] = field(default_factory=list)
     vram: Vram | None = None
@@ -98,9 +101,10 @@ class Pipeline:
         with scope.stage(Stage.EXPORT):
             exported = export(made.asset, request.output.texture_format, self._extras(made))
         pictures: list[Picture] = []
-        if request.output.preview or request.output.turntable:
+        if request.output.preview or request.output.turntable or request.output.cutout:
             with scope.stage(Stage.PREVIEW):
-                pictures = draw_pictures(exported.glb.content, request.output, scope)
+                content = exported.glb.content
+                pictures = draw_pictures(content, made.cutout, request.output, scope)
         with scope.stage(Stage.STORE):
             delivered = self._deliver(exported.glb.data, pictures, request, delivery, scope)
         with discard_on_error(delivered.store):
@@ -144,7 +148,7 @@ class Pipeline:
             stage: Stage | None = ENGINE_STAGES[0]
             while stage is not None:
                 stage = self._attempt(generation, stage, descent, attempts, scope)
-            made = _EngineOutcome(generation.asset(), descent, attempts)
+            made = _EngineOutcome(generation.asset(), generation.cutout(), descent, attempts)
             if memory := self.engine.memory():
                 made.vram = Vram(peak_bytes=memory.peak, total_bytes=memory.total)
             return made
@@ -237,6 +241,8 @@ class Pipeline:
             preview=delivered.pictures.get(PREVIEW.field),
             thumbnail=delivered.pictures.get(THUMBNAIL.field),
             turntable=delivered.pictures.get(TURNTABLE.field),
+            cutout=delivered.pictures.get(CUTOUT.field),
+            warnings=result_warnings(made.asset, exported.mesh, made.cutout),
             engine=self.engine.info(),
             worker_version=__version__,
             seed=descent.requested.seed,

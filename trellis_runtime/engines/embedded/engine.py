@@ -22,7 +22,7 @@ import scipy
 from threadpoolctl import threadpool_limits
 
 from trellis_runtime.contract.answer import EngineInfo
-from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba, require_product
+from trellis_runtime.contract.engine import Asset, CutOut, MemorySnapshot, Rgba, require_product
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
@@ -32,7 +32,7 @@ from trellis_runtime.engines.embedded.foreground import Foreground, find_foregro
 from trellis_runtime.engines.embedded.inflation import Field, Mask
 from trellis_runtime.engines.embedded.saliency import SaliencyNetwork
 from trellis_runtime.engines.embedded.surface import Floats
-from trellis_runtime.errors import ImageRejected
+from trellis_runtime.errors import ImageRejected, MeshRejected
 
 T = TypeVar("T")
 
@@ -120,6 +120,9 @@ class EmbeddedGeneration:
     def reclaim(self) -> None:
         self._budget.drop()
 
+    def cutout(self) -> CutOut:
+        return require_product(self._products.foreground).cutout
+
     def asset(self) -> Asset:
         return require_product(self._products.asset)
 
@@ -198,7 +201,6 @@ class EmbeddedGeneration:
             faces=split.faces.astype(np.uint32),
             normals=normals,
             effective={"resolution": plan.resolution},
-            cutout=require_product(self._products.foreground).cutout,
         )
         if plan.texture_size == 0:
             colors = texture.at_vertices(front, back, split.vertices[:, :2], is_back)
@@ -227,6 +229,12 @@ class EmbeddedGeneration:
         while True:
             extracted = self._extract(cells, plan)
             reduced = surface.decimate(extracted, plan.decimation_target)
+            if len(extracted.faces) == 0 or (reduced is not None and len(reduced.faces) == 0):
+                raise MeshRejected(
+                    "nothing of the foreground is left in a mesh of "
+                    f"{plan.decimation_target} faces: its pieces are too small",
+                    field="decimation_target",
+                )
             if reduced is not None:
                 return reduced
             share = (plan.decimation_target / len(extracted.faces)) ** 0.5

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -170,6 +170,9 @@ class Trellis2Generation:
                 self._products.decoded = self._products.decoded.on_host()
             self._residency.evict()
             vram.reclaim()
+
+    def cutout(self) -> CutOut:
+        return require_product(self._products.cutout)
 
     def asset(self) -> Asset:
         return require_product(self._products.asset)
