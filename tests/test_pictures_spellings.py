@@ -132,9 +132,10 @@ def _objects(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def _arrays(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    return st.tuples(*(from_schema(part) for part in schema["prefixItems"])).map(list) | st.just(
-        [0.5]
-    )
+    if "prefixItems" not in schema:
+        return st.lists(from_schema(schema["items"]) | JUNK, max_size=3)
+    pair = st.tuples(*(from_schema(part) for part in schema["prefixItems"]))
+    return pair.map(list) | st.just([0.5])
 
 
 _TYPES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {

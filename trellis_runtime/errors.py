@@ -122,11 +122,7 @@ class DiskFull(WorkerError):
 
 
 class OutOfVram(WorkerError):
-    """Memory ran out: raised per attempt, and to the caller after the last accepted rung.
-
-    An engine that knows says how much was asked for (`needed_bytes`) and how much the job can have
-    in all, what it holds itself included (`available_bytes`).
-    """
+    """Memory ran out: raised per attempt, and to the caller after the last accepted rung."""
 
     code, fault, retryable = "out_of_vram", Fault.WORKER, True
 
@@ -140,6 +136,8 @@ class OutOfVram(WorkerError):
         available_bytes: int | None = None,
     ) -> None:
         super().__init__(message, field=field, details=details)
+        # Where the engine knows: what was asked for, and what the job can have in all, with what
+        # it holds itself.
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
 
