@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.conftest import ROOT, encoded, environment, picture, pixels
 from trellis_runtime.assets.warnings import cutout_warnings, result_warnings, silhouette_overlap
@@ -24,6 +24,7 @@ from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES
 from trellis_runtime.engines.embedded import EmbeddedEngine
+from trellis_runtime.errors import MeshRejected
 from trellis_runtime.worker.worker import Worker
 
 MakeWorker = Callable[..., Worker]
@@ -41,13 +42,29 @@ def ask(worker: Worker, image: bytes, **changes: Any) -> dict[str, Any]:
     return asyncio.run(worker.handle({"id": "warned", "input": SMALL | {"image": text} | changes}))
 
 
-def made(image: np.ndarray[Any, Any]) -> tuple[Asset, CutOut]:
-    plan = Plan.as_asked(parse_request({"image": "x", **SMALL}), 1)
+def made(image: np.ndarray[Any, Any], **changes: Any) -> tuple[Asset, CutOut]:
+    plan = replace(Plan.as_asked(parse_request({"image": "x", **SMALL}), 1), **changes)
     engine = EmbeddedEngine()
     generation = engine.begin(image, plan)
     for stage in ENGINE_STAGES:
         generation.run(stage, plan, JobScope("x"))
     return generation.asset(), generation.cutout()
+
+
+def crumbs(count: int = 144, radius: int = 5) -> bytes:
+    """Round crumbs in rows, on nothing."""
+    size = 480
+    image = Image.new("RGBA", (size, size), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(image)
+    step = size / round(count**0.5)
+    for number in range(count):
+        x, y = (
+            (number % round(size / step) + 0.5) * step,
+            (number // round(size / step) + 0.5) * step,
+        )
+        box = [x - radius, y - radius, x + radius, y + radius]
+        draw.ellipse(box, fill=(180, 60, 40, 255))
+    return encoded(image)
 
 
 def two_mugs() -> np.ndarray[Any, Any]:
@@ -107,16 +124,26 @@ def test_a_good_picture_has_no_warnings(make_worker: MakeWorker, photo: bytes) -
 
 
 def test_debris_is_told_of(make_worker: MakeWorker) -> None:
-    codes = [
-        warning["code"] for warning in ask(make_worker(), SPECKLES, resolution=1024)["warnings"]
-    ]
+    codes = [warning["code"] for warning in ask(make_worker(), crumbs())["warnings"]]
     assert "several_pieces" in codes
     assert "mesh_in_pieces" in codes
 
 
-def test_debris_too_small_for_a_mesh_is_a_rejected_mesh(make_worker: MakeWorker) -> None:
-    answer = ask(make_worker(), SPECKLES, resolution=1024, decimation_target=1000)
-    assert answer["code"] == "mesh_rejected"
+@pytest.mark.parametrize("target", [1000, 20_000])
+def test_loose_pixels_are_refused_and_not_an_internal_error(
+    make_worker: MakeWorker, target: int
+) -> None:
+    answer = ask(make_worker(), SPECKLES, resolution=1024, decimation_target=target)
+    assert answer["code"] == "image_rejected"
+    assert "too thin" in answer["error"]
+
+
+def test_crumbs_that_a_coarse_grid_loses_are_a_rejected_mesh() -> None:
+    with Image.open(io.BytesIO(crumbs())) as image:
+        coarse = {"remesh_resolution": 16}  # as decimation comes to, where it fails on a finer one
+        with pytest.raises(MeshRejected, match="too small") as caught:
+            made(pixels(image), **coarse)
+    assert caught.value.field == "decimation_target"
 
 
 def test_the_cut_out_is_delivered_when_asked(make_worker: MakeWorker, photo: bytes) -> None:
@@ -153,7 +180,7 @@ def test_the_command_line_shows_the_cut_out(
 def test_a_run_with_warnings_is_not_called_as_asked(
     shell: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for data, warned in ((SPECKLES, True), (encoded(picture()), False)):
+    for data, warned in ((crumbs(), True), (encoded(picture()), False)):
         (shell / "photo.png").write_bytes(data)
         few = ["--resolution", "1024", "--texture-size", "512", "--decimation-target", "5000"]
         assert main(["run", str(shell / "photo.png"), *few]) == 0

@@ -32,7 +32,8 @@ WORK_PX = 2048
 """Longest side of the crop that is kept; a 4096 texture holds two of them."""
 
 _LEAST_WORK_PX = 1024
-_OUTLINE_BLUR = 1 / 800  # of the crop's side: what is finer is noise of the cut-out
+_FINE_BLUR, _OUTLINE_BLUR = 1 / 800, 1 / 300  # of the crop's side
+_LEAST_THIN_PART = 2e-4  # of the crop's area: smaller ones are the outline's own wobble
 _MARGIN_SHARE = 0.04
 _LEAST_SHARE = 0.002
 _MOST_SHARE = 0.985
@@ -166,8 +167,26 @@ def _square(rgb: NDArray[np.uint8], soft: NDArray[np.float32]) -> tuple[NDArray[
     side = min(WORK_PX, int(np.ceil(max(height, width) * room)))
     top, left = (side - height) // 2, (side - width) // 2
     around = ((top, side - height - top), (left, side - width - left))
-    smooth = cv2.GaussianBlur(np.pad(soft, around), (0, 0), side * _OUTLINE_BLUR)
-    return np.pad(rgb, (*around, (0, 0)), mode="edge"), smooth > 0.5
+    return np.pad(rgb, (*around, (0, 0)), mode="edge"), _smooth_outline(np.pad(soft, around))
+
+
+def _smooth_outline(soft: NDArray[np.float32]) -> Mask:
+    """Return the mask with the wobble of its outline taken out, thin parts left as they are.
+
+    A height goes with the root of the distance to the outline, so that a wobble of a pixel would
+    show as ripples all over the side.
+    """
+    side = soft.shape[0]
+    fine = cv2.GaussianBlur(soft, (0, 0), side * _FINE_BLUR) > 0.5
+    smooth = cv2.GaussianBlur(soft, (0, 0), side * _OUTLINE_BLUR) > 0.5
+    radius = round(2.5 * side * _OUTLINE_BLUR)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    thick = cv2.morphologyEx(fine.astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
+    thin = (fine & ~thick).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(thin, connectivity=8)
+    parts = stats[:, cv2.CC_STAT_AREA] > _LEAST_THIN_PART * side * side
+    parts[0] = False
+    return np.asarray(smooth | parts[labels])
 
 
 def _shown(rgb: NDArray[np.uint8], mask: Mask) -> Rgba:
