@@ -12,7 +12,8 @@ cut-out, they make the whole rectangle the object. So alpha counts only when it 
     none       alpha is the same everywhere
     ignored    less than 2 % is cleared; or the object is a rectangle (it fills 95 % of its own
                box: rounded corners do) that has a fifth of the border, or a shadow (3 % is soft)
-    cut_out    everything else; a plain rectangle or disc is taken, with a warning
+    cut_out    everything else; a plain rectangle, or a disc as large as the picture (a round
+               avatar, or a coin), is taken with a warning
 
 An ignored alpha channel is taken away: the picture is cropped to what it showed, the little that
 was clear within is filled with the nearest colours, and the background is then removed as from any
@@ -75,7 +76,8 @@ def judge_alpha(alpha: NDArray[np.uint8]) -> Alpha:
     rectangle = float(box.mean()) >= _RECTANGULAR
     frame = rectangle and (border >= _BORDER_OF_A_PICTURE or soft >= _SHADOW)
     kind: Kind = "ignored" if cleared < _CLEARED_AT_LEAST or frame else "cut_out"
-    return Alpha(kind, peak, kept, cleared, soft, border, rectangle or _is_ellipse(box))
+    plain = rectangle or (_spans(box, kept) and _is_ellipse(box))
+    return Alpha(kind, peak, kept, cleared, soft, border, plain)
 
 
 def settle_alpha(image: Rgba) -> tuple[Rgba, Alpha]:
@@ -151,6 +153,11 @@ def nearest_fill(rgb: NDArray[np.uint8], solid: Mask) -> NDArray[np.uint8]:
     colors = np.zeros((int(labels.max()) + 1, 3), np.uint8)
     colors[labels[solid]] = rgb[solid]
     return np.asarray(colors[labels])
+
+
+def _spans(box: Mask, picture: Mask) -> bool:
+    """Whether a box reaches all four sides of the picture, to a fiftieth."""
+    return all(b >= 0.98 * whole for b, whole in zip(box.shape, picture.shape, strict=True))
 
 
 def _is_ellipse(box: Mask) -> bool:

@@ -2,7 +2,7 @@
 
 code                when
 alpha_ignored       the alpha channel cut nothing out (`assets/cutout.py`), so it was not used
-alpha_plain_shape   it kept a plain rectangle or disc: a frame, perhaps
+alpha_plain_shape   it kept a plain rectangle, or a disc as large as the picture: a frame, perhaps
 cutout_uncertain    the background remover was unsure of more than 35 % of the object's pixels
 covers_picture      more than 95 % of the picture is object
 tiny_object         the object is less than 64 px long
