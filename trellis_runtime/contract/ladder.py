@@ -11,6 +11,8 @@ Rungs 1 to 4 are lossless, 5 to 9 cost geometry, 10 to 12 cost texture, and no r
 the texture: an alert on levels 10 and up means one thing. Sampler steps, guidance and the size of
 the input image are not here: the image encoder resizes every picture to its own input, and steps
 repeat the same allocation, so lowering them frees nothing.
+
+More than 300 lines: half of them are the table of rungs, and what walks it is read beside it.
 """
 
 from __future__ import annotations
