@@ -116,6 +116,24 @@ def test_a_photograph_becomes_a_model_that_can_be_seen_and_downloaded(
     assert isinstance(sent["seed"], int)
 
 
+def test_a_result_with_warnings_is_not_called_as_asked(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
+    with Image.open(io.BytesIO(picture(400))) as image:
+        almost = image.convert("RGBA")
+    almost.putalpha(255)
+    almost.putpixel((0, 0), (0, 0, 0, 0))
+    data = io.BytesIO()
+    almost.save(data, "PNG")
+    open_page(browser, url)
+    choose(browser, tmp_path, data.getvalue())
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "result").is_displayed())
+    words = element(browser, "words").text
+    assert words.startswith("Look at it before you use it: the picture's alpha channel")
+    assert "what you asked for" not in words
+
+
 def test_maps_wireframe_and_history(browser: Any, url: str, tmp_path: Path) -> None:
     open_page(browser, url)
     choose(browser, tmp_path, picture(300))

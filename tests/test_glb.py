@@ -19,7 +19,7 @@ from trellis_runtime.assets import glb_reader
 from trellis_runtime.assets.glb_reader import check_glb, inspect_glb, read_glb, require_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.preview import render
-from trellis_runtime.contract.engine import Asset
+from trellis_runtime.contract.engine import Asset, CutOut
 from trellis_runtime.contract.request import TextureFormat
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.errors import GlbRejected
@@ -273,8 +273,10 @@ def test_a_finished_file_is_read_once_and_what_was_validated_is_rendered(
     monkeypatch.setattr(glb_reader.Image, "open", decoded)
     exported = export(ball(), "png", {})
     assert len(opened) == 2
-    wanted = Output(preview=False, turntable=True)
-    assert len(draw_pictures(exported.glb.content, wanted, JobScope("j"))) == 1
+    wanted = Output(preview=False, turntable=True, cutout=True)
+    cutout = CutOut(np.zeros((4, 4, 4), np.uint8), "keep", 1.0, 1.0, 4)
+    drawn = draw_pictures(exported.glb.content, cutout, wanted, JobScope("j"))
+    assert [picture.file.name for picture in drawn] == ["turntable.webp", "cutout.png"]
     render(exported.glb.content, 64)
     assert read == [len(exported.glb.data)]
     assert len(opened) == 2

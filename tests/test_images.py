@@ -146,7 +146,20 @@ def test_alpha_survives() -> None:
 def test_base64_and_data_uris_are_read(photo: bytes) -> None:
     text = base64.b64encode(photo).decode()
     wrapped = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
-    for form in (text, wrapped, f"data:image/png;base64,{text}", f"DATA:;BASE64,{text}"):
+    forms = (
+        text,
+        wrapped,
+        f"\n {text}\r\n",
+        text.rstrip("="),
+        text.replace("+", "-").replace("/", "_"),
+        text.replace("+", "-").replace("/", "_").rstrip("="),
+        f"data:image/png;base64,{text}",
+        f"DATA:;BASE64,{text}",
+        f"  data:image/png;base64,{text}",
+        f"data:image/png; base64,{text}",
+        f"data:image/png;charset=utf-8;base64 ,\n{wrapped}\n",
+    )
+    for form in forms:
         assert parse_base64(form, LIMITS) == photo
 
 
@@ -155,7 +168,10 @@ def test_base64_and_data_uris_are_read(photo: bytes) -> None:
     [
         ("*** not base64 ***", "not valid base64"),
         ("data:image/png,abc", "without ';base64,'"),
-        ("abc", "not valid base64"),
+        ("abcde", "not valid base64"),
+        ("ab=c", "not valid base64"),
+        ("abc===", "not valid base64"),
+        ("data:image/png;base64;charset=x,abcd", "without ';base64,'"),
     ],
 )
 def test_what_is_not_base64_is_refused(text: str, words: str) -> None:

@@ -56,6 +56,28 @@ def test_less_room_leads_further_down_and_each_level_is_told(make_worker: MakeWo
     assert levels[-1] >= 10
 
 
+def test_nothing_is_given_away_for_nothing(make_worker: MakeWorker) -> None:
+    """30 MB used to cost two thirds of the faces; only the texture was too large."""
+    full = ask(make_worker(TRELLIS2_EMBEDDED_MEMORY_MB="4000"))
+    answer = ask(make_worker(TRELLIS2_EMBEDDED_MEMORY_MB="30"))
+    given = answer["degradation"]
+    assert given["rung"] == "texture_half"
+    assert answer["mesh"]["faces"] == full["mesh"]["faces"]
+    changed = {k for k, v in given["requested"].items() if given["effective"][k] != v}
+    assert changed == {"texture_size"}
+    reasons = {skipped["rung"]: skipped["reason"] for skipped in given["skipped"]}
+    assert "all the same" in reasons["remesh_512"]
+    assert "all the same" in reasons["remesh_off"]
+    assert reasons["resolution_512"] == "frees nothing in bake"
+
+
+def test_one_attempt_is_enough_where_the_need_is_known(make_worker: MakeWorker) -> None:
+    for budget in (60, 30, 24):
+        answer = ask(make_worker(TRELLIS2_EMBEDDED_MEMORY_MB=str(budget)))
+        stages = [attempt["stage"] for attempt in answer["degradation"]["attempts"]]
+        assert stages == ["bake"], "no rung is tried that is known not to fit"
+
+
 def test_only_the_struck_stage_is_repeated(make_worker: MakeWorker) -> None:
     worker = make_worker(TRELLIS2_EMBEDDED_MEMORY_MB="30")
     ran: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
 
@@ -12,6 +13,7 @@ from trellis_runtime.contract.ladder import (
     RUNGS,
     LadderState,
     Plan,
+    Shortage,
     ladder,
     restart_stage,
 )
@@ -89,15 +91,18 @@ def test_a_descent_goes_down_only_and_obeys_the_callers_limit(
     descent = LadderState.begin(Plan.as_asked(request, 1), limit)
     level = 0
     for failed_stage in strikes:
-        before = descent.plan
-        rung = descent.step_down(failed_stage)
-        if rung is None:
+        before, taken_before = descent.plan, list(descent.taken)
+        rungs = descent.step_down(failed_stage)
+        if not rungs:
             assert descent.plan == before
             continue
-        assert level < rung.level <= limit
+        (rung,) = rungs
+        assert rung not in taken_before
+        assert rung.level <= limit
         assert failed_stage in rung.frees_memory_in
         assert descent.plan.is_leaner_than(before)
-        level = rung.level
+        assert descent.rung.level == max(level, rung.level)
+        level = descent.rung.level
 
 
 def test_only_the_struck_stage_is_repeated_unless_its_input_changes() -> None:
@@ -116,14 +121,13 @@ def test_only_the_struck_stage_is_repeated_unless_its_input_changes() -> None:
 
 def test_every_engine_stage_has_a_lossless_way_out() -> None:
     for stage in ENGINE_STAGES:
-        rung = LadderState.begin(BIGGEST, 12).step_down(stage)
-        assert rung is not None
+        (rung,) = LadderState.begin(BIGGEST, 12).step_down(stage)
         assert rung.lossless
 
 
 def test_a_rung_that_frees_nothing_there_is_passed_over() -> None:
     descent = LadderState.begin(BIGGEST, 12)
-    taken = [rung.name for _ in range(12) if (rung := descent.step_down(Stage.BAKE))]
+    taken = [rung.name for _ in range(12) for rung in descent.step_down(Stage.BAKE)]
     assert taken[:3] == ["offload", "chunk_bake", "remesh_512"]
     assert "chunk_rows" not in taken
 
@@ -132,3 +136,88 @@ def test_a_lower_resolution_restarts_at_the_shape() -> None:
     lower = next(rung for rung in RUNGS if rung.name == "resolution_1024")
     for failed_stage in (Stage.SHAPE, Stage.TEXTURE, Stage.DECODE):
         assert restart_stage(lower, failed_stage) is Stage.SHAPE
+
+
+def _needs(texture_only: bool) -> Shortage:
+    """A bake of 1 byte a texel beside a surface of 4 bytes a cell; of those, what is the more."""
+
+    def need(plan: Plan) -> int:
+        surface = 0 if texture_only else 4 * plan.remesh_resolution**2
+        return max(surface, plan.texture_size**2)
+
+    return Shortage(need, 5 * 2**20)
+
+
+ASKED = Plan.as_asked(parse_request({"image": "x", "resolution": 1024, "texture_size": 4096}), 0)
+
+
+def test_only_what_lowers_the_need_of_what_failed_is_given_away() -> None:
+    descent = LadderState.begin(ASKED, 12)
+    taken = descent.step_down(Stage.BAKE, _needs(texture_only=True))
+    assert [rung.name for rung in taken] == ["texture_half"]
+    assert descent.plan == replace(ASKED, texture_size=2048)
+    told = dict(descent.skipped)
+    assert told["remesh_512"] == "bake would need 16.0 MiB all the same"
+    assert told["remesh_off"] == "bake would need 16.0 MiB all the same"
+    assert told["resolution_512"] == "frees nothing in bake"
+
+
+def test_two_needs_are_both_lowered_and_nothing_else() -> None:
+    tight = replace(_needs(texture_only=False), available=3 * 2**20)
+    descent = LadderState.begin(ASKED, 12)
+    taken = descent.step_down(Stage.BAKE, tight)
+    assert [rung.name for rung in taken] == ["remesh_512", "texture_half", "texture_quarter"]
+    assert tight.fits(descent.plan)
+    assert descent.plan.resolution == 1024
+
+
+def test_a_rung_that_turned_out_needless_is_given_back() -> None:
+    sizes = {4096: 10, 2048: 4, 1024: 3, 0: 2}
+
+    def need(plan: Plan) -> int:
+        return sizes[plan.texture_size] - (0 if plan.remesh else 1)
+
+    descent = LadderState.begin(ASKED, 12)
+    taken = descent.step_down(Stage.BAKE, Shortage(need, 5))
+    assert [rung.name for rung in taken] == ["texture_half"]
+    assert descent.plan.remesh
+    assert dict(descent.skipped)["remesh_off"] == "bake fits without it"
+
+
+@given(requests, st.sampled_from(ENGINE_STAGES), st.integers(0, 12), st.integers(1, 10**9))
+def test_what_is_taken_fits_or_nothing_is(
+    request: GenerationRequest, stage: Stage, limit: int, available: int
+) -> None:
+    asked = Plan.as_asked(request, 1)
+
+    def need(plan: Plan) -> int:
+        lean = sum((plan.offload, plan.chunk_rows, plan.chunk_decoder, plan.chunk_bake))
+        return plan.texture_size**2 * 12 + plan.resolution**2 * 4 // (1 + lean)
+
+    shortage = Shortage(need, available)
+    descent = LadderState.begin(asked, limit)
+    taken = descent.step_down(stage, shortage)
+    assert descent.rung.level <= limit
+    if not taken:
+        assert descent.plan == asked
+    elif need(asked) > available:
+        assert shortage.fits(descent.plan)
+        for rung in taken:  # each one is needed
+            fewer = LadderState.begin(asked, limit)
+            fewer._take([other for other in taken if other is not rung])
+            assert not shortage.fits(fewer.plan)
+
+
+def test_an_unknown_need_is_taken_rung_by_rung() -> None:
+    descent = LadderState.begin(ASKED, 12)
+    names = [descent.step_down(Stage.BAKE, Shortage(lambda _: None, 1))[0].name for _ in range(3)]
+    assert names == ["offload", "chunk_bake", "remesh_512"]
+
+
+def test_a_lossless_rung_that_one_stage_could_not_use_is_there_for_the_next() -> None:
+    descent = LadderState.begin(BIGGEST, 12)
+    for _ in range(4):
+        descent.step_down(Stage.SHAPE)
+    assert not descent.lossless
+    (rung,) = descent.step_down(Stage.BAKE)
+    assert rung.name == "chunk_bake"

@@ -126,6 +126,21 @@ class OutOfVram(WorkerError):
 
     code, fault, retryable = "out_of_vram", Fault.WORKER, True
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        details: dict[str, Any] | None = None,
+        needed_bytes: int | None = None,
+        available_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field, details=details)
+        # Where the engine knows: what was asked for, and what the job can have in all, with what
+        # it holds itself.
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+
 
 class MeshRejected(WorkerError):
     """The model made a mesh that is not worth delivering."""

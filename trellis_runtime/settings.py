@@ -143,7 +143,7 @@ class Start(_Slice):
 
 
 class Embedded(_Slice):
-    """The engine that needs no GPU and no weights."""
+    """The engine that needs no GPU and brings its own small weights."""
 
     memory_budget_mb: float | None = Field(
         None,

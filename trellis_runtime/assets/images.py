@@ -13,8 +13,9 @@ import struct
 
 import numpy as np
 import pillow_heif
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
+from trellis_runtime.assets.essentials import essentials
 from trellis_runtime.contract.engine import Rgba
 from trellis_runtime.errors import ImageRejected
 from trellis_runtime.settings import ImageLimits
@@ -42,45 +43,70 @@ _DECODER_ERRORS = (
 )
 
 
-def parse_base64(text: str, limits: ImageLimits) -> bytes:
-    """Return the bytes that base64 text or a data URI holds; raises `ImageRejected`."""
+def parse_base64(text: str, limits: ImageLimits, field: str = "image") -> bytes:
+    """Return the bytes that base64 text or a data URI holds; raises `ImageRejected`.
+
+    Either alphabet, with or without padding; blanks and line breaks anywhere; any parameters in the
+    data URI's head as long as `base64` is the last.
+    """
+    text = text.strip()
     if text[:5].lower() == "data:":
-        header, comma, text = text.partition(",")
-        if not comma or not header.lower().endswith(";base64"):
+        head, comma, text = text.partition(",")
+        if not comma or head.rpartition(";")[2].strip().lower() != "base64":
             raise ImageRejected(
-                "image is a data URI without ';base64,' before its data", field="image"
+                f"{field} is a data URI without ';base64,' before its data", field=field
             )
     longest = (limits.max_bytes + 2) // 3 * 4
     if len(text) > longest * 1.05 + 64:  # room for line breaks
         raise ImageRejected(
-            f"image has more than the limit of {limits.max_bytes} bytes", field="image"
+            f"{field} has more than the limit of {limits.max_bytes} bytes", field=field
         )
-    try:
-        encoded = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageRejected("image is not valid base64", field="image") from None
+    encoded = _base64_bytes("".join(text.split()))
+    if encoded is None:
+        raise ImageRejected(f"{field} is not valid base64", field=field)
     if len(encoded) > limits.max_bytes:
         raise ImageRejected(
-            f"image has {len(encoded)} bytes; the limit is {limits.max_bytes}", field="image"
+            f"{field} has {len(encoded)} bytes; the limit is {limits.max_bytes}", field=field
         )
     return encoded
+
+
+_STANDARD_ALPHABET = str.maketrans("-_", "+/")
+
+
+def _base64_bytes(text: str) -> bytes | None:
+    """Decode base64 in either alphabet (RFC 4648, 4 and 5), padded or not; None where it is none.
+
+    A single character over a whole number of quads, or padding elsewhere than at the end, is an
+    error: something has been cut off.
+    """
+    bare = text.translate(_STANDARD_ALPHABET).rstrip("=")
+    if len(text) - len(bare) > 2 or len(bare) % 4 == 1:
+        return None
+    try:
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def decode_image(encoded: bytes, limits: ImageLimits, field: str = "image") -> Rgba:
     """Decode an image file to upright RGBA.
 
-    An animation gives its first frame; CMYK, palette, grey and 16-bit pictures are converted, by
-    their colour profile where they carry one. Raises `ImageRejected` for anything else.
+    An animation gives its first frame, a HEIC file of several pictures its primary one; CMYK,
+    palette, grey and 16-bit pictures are converted, by their colour profile where they carry one,
+    with the transparency that their mode has. Metadata is never a reason to refuse
+    (`essentials.py`). Raises `ImageRejected` for anything that is no picture.
     """
     if not encoded:
         raise ImageRejected(f"{field} is empty", field=field)
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        file = essentials(encoded)
+        with Image.open(io.BytesIO(file.data), formats=FORMATS) as image:
             _require_size(image.size, limits, field)
-            image.seek(0)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.array(_to_rgba(upright))
+            turn = _TURNS.get(_orientation(image))
+            rgba = _to_rgba(image, file.profile or image.info.get("icc_profile"))
+            pixels = np.array(rgba if turn is None else rgba.transpose(turn))
     except _DECODER_ERRORS as err:
         raise ImageRejected(
             f"{field} is not a readable {', '.join(FORMATS)} picture ({type(err).__name__})",
@@ -89,6 +115,27 @@ def decode_image(encoded: bytes, limits: ImageLimits, field: str = "image") -> R
     if not pixels[..., 3].any():
         raise ImageRejected(f"{field} is fully transparent: there is no object", field=field)
     return pixels
+
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its Exif orientation (Exif 2.32, 4.6.4 A)."""
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the Exif orientation, 1 where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _DECODER_ERRORS:
+        return 1
 
 
 def _require_size(size: tuple[int, int], limits: ImageLimits, field: str) -> None:
@@ -105,35 +152,53 @@ def _require_size(size: tuple[int, int], limits: ImageLimits, field: str) -> Non
         )
 
 
-def _to_rgba(image: Image.Image) -> Image.Image:
+def _to_rgba(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_deep_grey(image)
-    has_alpha = image.has_transparency_data
-    alpha = image.convert("RGBA").getchannel("A") if has_alpha else None
-    rgb = _to_srgb(image)
+    alpha = _alpha(image)
+    rgb = _to_srgb(image, profile)
     if alpha is not None:
         rgb.putalpha(alpha)
     return rgb.convert("RGBA")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """Return the transparency of any 8-bit mode: a channel, a palette's, or one clear colour."""
+    if not image.has_transparency_data:
+        return None
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        # a 16-bit picture: its values have come as their upper bytes, the clear colour has not
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image.convert("RGBA").getchannel("A")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Map 16-bit grey to 8 bits; Pillow's own conversion clips instead of scaling."""
     values = np.asarray(image, dtype=np.float64)
     scaled = np.clip(values / 257.0, 0, 255).round().astype(np.uint8)
-    return Image.fromarray(scaled).convert("RGBA")
+    rgba = Image.fromarray(scaled).convert("RGBA")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        rgba.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return rgba
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Convert by the embedded profile; without one, or with a broken one, plainly."""
-    plain = image.convert("RGB")
-    profile = image.info.get("icc_profile")
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert by the profile; without one, or with a broken one, plainly."""
+    plain = (image.convert("RGBA") if image.mode in ("P", "PA") else image).convert("RGB")
     if not profile:
         return plain
-    source = image if image.mode in ("RGB", "CMYK", "L") else plain
     try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        mode = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}.get(space)
+        if mode is None or (mode == "CMYK") != (image.mode == "CMYK"):
+            return plain
         converted = ImageCms.profileToProfile(
+            plain.convert(mode) if mode != "CMYK" else image,
             source,
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
             ImageCms.createProfile("sRGB"),
             outputMode="RGB",
         )

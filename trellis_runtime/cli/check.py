@@ -23,7 +23,7 @@ def print_page(console: Console, settings: Settings) -> int:
     rows = [
         ("version", f"{__version__}, Python {platform.python_version()}", True),
         ("engine asked for", settings.engine, True),
-        ("embedded engine", "ready (any CPU, no weights)", True),
+        ("embedded engine", "ready (any CPU)", True),
         _gpu_engine(settings),
         ("GPU", _gpu(), True),
         _disk(settings),

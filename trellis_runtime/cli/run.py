@@ -114,6 +114,12 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
         f"{sum(answer['timings'].values()):.1f} s",
         highlight=False,
     )
+    for warning in answer.get("warnings", []):
+        out_console.print(
+            f"[yellow]{warning['code']}: {warning['text']}[/yellow]",
+            highlight=False,
+            soft_wrap=True,
+        )
     for warning in mesh["warnings"]:
         out_console.print(f"[yellow]mesh: {warning}[/yellow]", highlight=False)
     for attempt in given["attempts"]:
@@ -125,13 +131,20 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
     preview = answer["preview"]
     out_console.print(f"GLB:     {copied_to or _local_path(answer['glb_url'])}", soft_wrap=True)
     out_console.print(f"picture: {_local_path(preview['url']) if preview else '-'}", soft_wrap=True)
-    words = "nothing was given up" if given["level"] == 0 else RUNGS[given["level"]].change
-    kind = "lossless" if given["lossless"] else "lossy"
     out_console.print(
-        f"degradation level: {given['level']} ({given['rung']}, {kind}): {words}",
+        _degradation_line(given, bool(answer.get("warnings"))),
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _degradation_line(given: dict[str, Any], warned: bool) -> str:
+    """Say what was given up for memory; a result with warnings is not called as asked."""
+    if given["level"] == 0 and warned:
+        return "degradation level: 0: memory sufficed; the warnings above say what to look at"
+    words = "nothing was given up" if given["level"] == 0 else RUNGS[given["level"]].change
+    kind = "lossless" if given["lossless"] else "lossy"
+    return f"degradation level: {given['level']} ({given['rung']}, {kind}): {words}"
 
 
 def _local_path(url: str) -> Path:

@@ -24,6 +24,13 @@ class Artifact(WireModel):
     expires_at: str | None = Field(None, description="ISO 8601, UTC; null: does not expire.")
 
 
+class AnswerWarning(WireModel):
+    """A reason to look at the result before using it: `code` for programs, `text` for people."""
+
+    code: str
+    text: str
+
+
 class Attempt(WireModel):
     """One stage that ran out of memory."""
 
@@ -32,6 +39,13 @@ class Attempt(WireModel):
     error: str
     vram_free_bytes: int | None
     seconds: float
+
+
+class SkippedRung(WireModel):
+    """A rung that was not taken on the way down."""
+
+    rung: str
+    reason: str
 
 
 class Degradation(WireModel):
@@ -43,6 +57,9 @@ class Degradation(WireModel):
     requested: dict[str, Any]
     effective: dict[str, Any]
     attempts: list[Attempt]
+    skipped: list[SkippedRung] = Field(
+        default_factory=list, description="Rungs passed over, mildest first, and why."
+    )
 
 
 class MeshReport(WireModel):
@@ -91,6 +108,13 @@ class GenerationResult(WireModel):
     preview: Artifact | None
     thumbnail: Artifact | None = None
     turntable: Artifact | None = None
+    cutout: Artifact | None = Field(
+        None, description="What of the picture was modelled, as a PNG; with output.cutout."
+    )
+    warnings: list[AnswerWarning] = Field(
+        default_factory=list,
+        description="Reasons to look at the result before using it; empty when there are none.",
+    )
     engine: EngineInfo
     worker_version: str
     seed: int

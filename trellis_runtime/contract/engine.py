@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,28 @@ class MemorySnapshot:
     free: int
     total: int
     peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutOut:
+    """What of the picture an engine modelled.
+
+    rgba      (h, w, 4) uint8 sRGB, straight alpha: the object, cropped to it
+    source    alpha: the picture's own channel; model: a background remover; keep: all of it
+    share     of the picture's pixels that are object, 0 to 1
+    border    of the picture's outermost pixels that are object, 0 to 1
+    longer_px the object's longer side, in pixels of the picture as it was sent
+    uncertain of the object's pixels, those that the background remover was unsure of, 0 to 1
+    """
+
+    rgba: Rgba
+    source: Literal["alpha", "model", "keep"]
+    share: float
+    border: float
+    longer_px: int
+    uncertain: float = 0.0
+    alpha_ignored: bool = False
+    plain_shape: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +111,17 @@ class Generation(Protocol):
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         """Run `stage` from the products of those before it; raises `OutOfVram`, `EngineFault`."""
 
+    def need(self, stage: Stage, plan: Plan) -> int | None:
+        """Return the bytes that `stage` takes at its peak under `plan`, None where unknown.
+
+        All that the job holds by then is included. Asked only after `stage` ran out of memory.
+        """
+
     def reclaim(self) -> None:
         """After an out-of-memory error, give back all that the next attempt can do without."""
+
+    def cutout(self) -> CutOut:
+        """Return what of the picture is modelled; known once `Stage.CONDITION` has run."""
 
     def asset(self) -> Asset:
         """Return the product of the last stage."""

@@ -21,10 +21,11 @@ MODEL = ResultFile("artifact", "model.glb", "model/gltf-binary")
 PREVIEW = ResultFile("preview", "preview.png", "image/png")
 THUMBNAIL = ResultFile("thumbnail", "thumbnail.webp", "image/webp")
 TURNTABLE = ResultFile("turntable", "turntable.webp", "image/webp")
+CUTOUT = ResultFile("cutout", "cutout.png", "image/png")
 ANSWER = ResultFile("", "answer.json", "application/json")
 """Kept beside the model: should the platform lose it on the way, the folder still tells all."""
 
-ARTIFACTS = (MODEL, PREVIEW, THUMBNAIL, TURNTABLE)
+ARTIFACTS = (MODEL, PREVIEW, THUMBNAIL, TURNTABLE, CUTOUT)
 """The files that an answer tells of."""
 
 RESULT_FILES = {file.name: file for file in (*ARTIFACTS, ANSWER)}

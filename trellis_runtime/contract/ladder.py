@@ -2,18 +2,22 @@
 
 A `Plan` says how a request is carried out. `RUNGS` is the ladder: each rung changes one thing,
 says at which stages that frees memory, and whether the result stays the same. After an
-out-of-memory error the failed stage alone is repeated, one useful rung lower; a rung that changes
-an earlier stage's output (the resolution, say) restarts there, and nothing before it runs again.
+out-of-memory error the failed stage alone is repeated, at the first rung that helps it; a rung that
+changes an earlier stage's output (the resolution, say) restarts there, and nothing before it runs
+again. Nothing is given away for nothing: a rung that does not lower the need of what failed is
+passed over, and where the engine can tell that need (`Shortage`) the mildest that fits is taken.
 
 Rungs 1 to 4 are lossless, 5 to 9 cost geometry, 10 to 12 cost texture, and no rung below 10 touches
 the texture: an alert on levels 10 and up means one thing. Sampler steps, guidance and the size of
 the input image are not here: the image encoder resizes every picture to its own input, and steps
 repeat the same allocation, so lowering them frees nothing.
+
+More than 300 lines: half of them are the table of rungs, and what walks it is read beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -234,49 +238,117 @@ RUNGS: tuple[Rung, ...] = (
 """The ladder, mildest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What is known of a lack of memory, in bytes.
+
+    `need(plan)` is what the failed stage takes at its peak under `plan`, all that the job then
+    holds included, or None where that is not known; `available` is what the job can have.
+    """
+
+    need: Callable[[Plan], int | None]
+    available: int
+
+    def explains(self, plan: Plan) -> bool:
+        """Whether `plan` is known not to fit; without that, its numbers decide nothing."""
+        return (need := self.need(plan)) is not None and need > self.available
+
+    def fits(self, plan: Plan) -> bool:
+        return (need := self.need(plan)) is not None and need <= self.available
+
+
 @dataclass(slots=True)
 class LadderState:
-    """One job's way down the ladder: the plan in force and the rungs taken so far."""
+    """One job's way down the ladder: the plan in force, the rungs taken and those passed over."""
 
     requested: Plan
     max_level: int
     plan: Plan
     taken: list[Rung]
+    reasons: dict[str, str]
 
     @classmethod
     def begin(cls, requested: Plan, max_level: int, *, offload: bool = False) -> LadderState:
         """Start at the top, or already offloaded when the card has too little room to try."""
-        descent = cls(requested, max_level, requested, [RUNGS[0]])
+        descent = cls(requested, max_level, requested, [RUNGS[0]], {})
         if offload and max_level >= 1:
-            descent._take(RUNGS[1])
+            descent._take([RUNGS[1]])
         return descent
 
     @property
     def rung(self) -> Rung:
         """The lowest rung taken."""
-        return self.taken[-1]
+        return max(self.taken, key=lambda rung: rung.level)
 
     @property
     def lossless(self) -> bool:
         return all(rung.lossless for rung in self.taken)
 
-    def step_down(self, failed_stage: Stage) -> Rung | None:
-        """Take the next rung that frees memory at `failed_stage`; returns None when none does.
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Rungs milder than the lowest that were not taken, with the reason, mildest first."""
+        above = [rung for rung in RUNGS[1 : self.rung.level] if rung not in self.taken]
+        return [(rung.name, self.reasons[rung.name]) for rung in above if rung.name in self.reasons]
 
-        Levels only go up during a job; a rung that would change nothing for this request is
-        passed over.
+    def step_down(self, failed_stage: Stage, shortage: Shortage | None = None) -> list[Rung]:
+        """Take the rungs that `failed_stage` needs to fit, mildest first; none when none helps.
+
+        Where `shortage` tells the need: the mildest rungs that make it fit, none of which it fits
+        without. Where nothing is known: the next rung that is declared to free memory there. A
+        milder rung that an earlier stage had no use for is still there for a later one.
         """
-        for rung in RUNGS[self.rung.level + 1 : self.max_level + 1]:
-            if failed_stage in rung.frees_memory_in and rung.apply(self.plan).is_leaner_than(
-                self.plan
-            ):
-                self._take(rung)
-                return rung
-        return None
+        plan, useful = self.plan, list[Rung]()
+        for rung in RUNGS[1 : self.max_level + 1]:
+            if rung in self.taken:
+                continue
+            lower = rung.apply(plan)
+            if reason := _useless(rung, plan, lower, failed_stage):
+                self.reasons.setdefault(rung.name, reason)
+            else:
+                plan, useful = lower, [*useful, rung]
+        chosen = useful[:1]
+        if shortage is not None and shortage.explains(self.plan):
+            chosen = self._mildest_fitting(useful, failed_stage, shortage)
+        self._take(chosen)
+        return chosen
 
-    def _take(self, rung: Rung) -> None:
-        self.plan = rung.apply(self.plan)
-        self.taken.append(rung)
+    def _mildest_fitting(
+        self, useful: list[Rung], failed_stage: Stage, shortage: Shortage
+    ) -> list[Rung]:
+        """Give back, the most costly first, each rung without which the others fit as well."""
+        if not shortage.fits(_applied(self.plan, useful)):
+            return []
+        before = shortage.need(self.plan)
+        for rung in reversed(useful):
+            fewer = [other for other in useful if other is not rung]
+            if shortage.fits(_applied(self.plan, fewer)):
+                useful = fewer
+                alone = shortage.need(rung.apply(self.plan))
+                self.reasons[rung.name] = (
+                    f"{failed_stage} would need {(before or 0) / 2**20:.1f} MiB all the same"
+                    if alone == before
+                    else f"{failed_stage} fits without it"
+                )
+        return useful
+
+    def _take(self, rungs: list[Rung]) -> None:
+        self.plan = _applied(self.plan, rungs)
+        self.taken += rungs
+
+
+def _applied(plan: Plan, rungs: Iterable[Rung]) -> Plan:
+    for rung in rungs:
+        plan = rung.apply(plan)
+    return plan
+
+
+def _useless(rung: Rung, plan: Plan, lower: Plan, failed_stage: Stage) -> str | None:
+    """Return why `rung` cannot help `failed_stage`, None where it may."""
+    if failed_stage not in rung.frees_memory_in:
+        return f"frees nothing in {failed_stage}"
+    if not lower.is_leaner_than(plan):
+        return "changes nothing for this request"
+    return None
 
 
 def restart_stage(rung: Rung, failed_stage: Stage) -> Stage:
@@ -284,6 +356,12 @@ def restart_stage(rung: Rung, failed_stage: Stage) -> Stage:
     if rung.restarts_at is None:
         return failed_stage
     return min(failed_stage, rung.restarts_at, key=ENGINE_STAGES.index)
+
+
+def earliest_restart(rungs: Iterable[Rung], failed_stage: Stage) -> Stage:
+    """Return the stage to run next after all of `rungs` were taken because of `failed_stage`."""
+    stages = [restart_stage(rung, failed_stage) for rung in rungs]
+    return min([failed_stage, *stages], key=ENGINE_STAGES.index)
 
 
 def ladder(requested: Plan, max_level: int = LOWEST_LEVEL) -> tuple[tuple[Rung, Plan], ...]:

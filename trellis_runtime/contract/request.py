@@ -2,15 +2,18 @@
 
 `parse_request` turns a job's JSON into a frozen `GenerationRequest` or raises `InvalidInput`.
 The JSON Schema files in `docs/schema/` are written from these models.
+
+More than 300 lines: the fields of one request, each beside what it says to JSON Schema.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import QualityCheck
@@ -24,19 +27,45 @@ TextureFormat = Literal["png", "webp", "jpeg"]
 DeliveryChoice = Literal["auto", "url", "inline", "upload"]
 
 
-class Sampler(WireModel):
+_LONGEST_URL = 8192
+_HTTP_URL = r"^\s*[hH][tT][tT][pP][sS]?://[^\s/?#]"
+_DATA_URI = r"^\s*[dD][aA][tT][aA]:"
+
+
+class RequestModel(WireModel):
+    """A part of a request: strict, but a value may come in any of its usual spellings.
+
+    JSON has one kind of number, so 7.0 and 1e5 are integers, as JSON Schema says.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: _whole(value) for key, value in data.items()}
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Sampler(RequestModel):
     """One flow model's sampler (rectified flow, Euler, guidance within an interval)."""
 
     steps: int = Field(12, ge=1, le=50)
     guidance_strength: float = Field(7.5, ge=0, le=10)
     guidance_rescale: float = Field(0.5, ge=0, le=1)
-    guidance_interval: Annotated[tuple[float, float], Field(strict=False)] = (0.6, 1.0)
+    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] = (0.6, 1.0)
     rescale_t: float = Field(3.0, ge=1, le=6)
 
     @field_validator("guidance_interval")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] <= value[1] <= 1:
+        if value[0] > value[1]:
             raise ValueError("must be two numbers a, b with 0 <= a <= b <= 1")
         return value
 
@@ -53,10 +82,10 @@ class TextureSampler(Sampler):
 
     guidance_strength: float = Field(1.0, ge=0, le=10)
     guidance_rescale: float = Field(0.0, ge=0, le=1)
-    guidance_interval: Annotated[tuple[float, float], Field(strict=False)] = (0.6, 0.9)
+    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] = (0.6, 0.9)
 
 
-class Samplers(WireModel):
+class Samplers(RequestModel):
     """The three samplers of a job."""
 
     sparse_structure: SparseStructureSampler = SparseStructureSampler()
@@ -64,8 +93,44 @@ class Samplers(WireModel):
     texture: TextureSampler = TextureSampler()
 
 
-class Output(WireModel):
+def _trim(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _image_schema(schema: dict[str, Any]) -> None:
+    """An address in `image` is held to what `image_url` is held to."""
+    schema["if"] = {"pattern": _HTTP_URL}
+    schema["then"] = {"maxLength": _LONGEST_URL}
+
+
+def _image_url_schema(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [
+        {"pattern": _HTTP_URL, "maxLength": _LONGEST_URL},
+        {"pattern": _DATA_URI},
+    ]
+
+
+def _needs(condition: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"properties": condition, "required": list(condition)}, "then": outcome}
+
+
+class Output(RequestModel):
     """How the result is delivered."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                _needs(
+                    {"delivery": {"const": "upload"}},
+                    {"required": ["upload_url"], "properties": {"upload_url": {"type": "string"}}},
+                ),
+                _needs(
+                    {"delivery": {"enum": ["url", "inline"]}},
+                    {"properties": {"upload_url": {"type": "null"}}},
+                ),
+            ]
+        }
+    )
 
     delivery: DeliveryChoice = Field(
         "auto",
@@ -73,8 +138,8 @@ class Output(WireModel):
         "local run, else inline; url: a bucket, or a local file on a local run; inline: base64 in "
         "the answer; upload: PUT to upload_url.",
     )
-    upload_url: str | None = Field(
-        None, max_length=8192, description="Presigned URL (http, https) that takes a PUT."
+    upload_url: Annotated[str, Field(json_schema_extra={"pattern": _HTTP_URL})] | None = Field(
+        None, max_length=_LONGEST_URL, description="Presigned URL (http, https) that takes a PUT."
     )
     texture_format: TextureFormat = Field(
         "png",
@@ -87,6 +152,12 @@ class Output(WireModel):
     turntable: bool = Field(
         False, description="Whether an animated WebP of one turn comes with the GLB."
     )
+    cutout: bool = Field(
+        False,
+        description="Whether what of the picture was modelled comes with the GLB, as a PNG.",
+    )
+
+    _trimmed = field_validator("upload_url", mode="before")(_trim)
 
     @model_validator(mode="after")
     def _upload_needs_url(self) -> Output:
@@ -116,12 +187,27 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class GenerationRequest(WireModel):
+def _only(given: str, other: str) -> dict[str, Any]:
+    properties = {given: {"type": "string"}, other: {"type": "null"}}
+    return {"required": [given], "properties": properties}
+
+
+class GenerationRequest(RequestModel):
     """One image in, one GLB out."""
 
-    image: str | None = Field(None, description="The picture: base64 or a data URI.")
-    image_url: str | None = Field(
-        None, max_length=8192, description="The picture: an http or https address."
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [_only("image", "image_url"), _only("image_url", "image")]}
+    )
+
+    image: Annotated[str, Field(json_schema_extra=_image_schema)] | None = Field(
+        None,
+        description="The picture: base64 (either alphabet) or a data URI. An address is taken as "
+        "if it were in image_url.",
+    )
+    image_url: Annotated[str, Field(json_schema_extra=_image_url_schema)] | None = Field(
+        None,
+        description="The picture: an http or https address of at most 8192 characters. A data URI "
+        "is taken as if it were in image.",
     )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Random when absent; always in the answer."
@@ -165,12 +251,28 @@ class GenerationRequest(WireModel):
         preset = PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
         return _merged(preset, data) if preset else data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _picture_in_its_field(cls, data: Any) -> Any:
+        """Move a data URI from `image_url` to `image`, and an address the other way."""
+        if not isinstance(data, dict):
+            return data
+        image, url = data.get("image"), data.get("image_url")
+        if image is None and isinstance(url, str):
+            return data | ({"image": url, "image_url": None} if re.match(_DATA_URI, url)
+                           else {"image_url": url.strip()})  # fmt: skip
+        if url is None and isinstance(image, str) and re.match(_HTTP_URL, image[:64]):
+            return data | {"image": None, "image_url": image.strip()}
+        return data
+
     @model_validator(mode="after")
     def _one_image(self) -> GenerationRequest:
         if (self.image is None) == (self.image_url is None):
             given = "neither" if self.image is None else "both"
             raise ValueError(f"exactly one of image and image_url is needed; {given} was given")
         if self.image_url is not None:
+            if len(self.image_url) > _LONGEST_URL:
+                raise ValueError(f"image_url has more than {_LONGEST_URL} characters")
             _require_http_url(self.image_url, "image_url")
         return self
 
@@ -189,6 +291,7 @@ def _require_http_url(url: str, field: str) -> None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        usable = usable and re.match(_HTTP_URL, url) is not None
     except ValueError:
         usable = False
     if not usable:

@@ -22,8 +22,9 @@ class Served:
         self.worker: Worker | None = None
         self.jobs: Jobs | None = None
         self.failure: str | None = None
-        # A picture in base64, and the rest of a request.
-        self.max_body = settings.image.max_bytes * 4 // 3 + 65_536
+        # A picture in base64 and the rest of a request; in lines of 76 characters, each with a
+        # break that JSON writes as two.
+        self.max_body = int(settings.image.max_bytes * 4 / 3 * 1.05) + 65_536
 
     def start(self, engine: Engine | None) -> None:
         try:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trellis_runtime.assets import preview
+from trellis_runtime.assets.cutout import cutout_png
 from trellis_runtime.assets.glb_reader import CheckedGlb, GlbContent, check_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
 from trellis_runtime.contract.answer import MeshReport
-from trellis_runtime.contract.engine import Asset
-from trellis_runtime.contract.files import PREVIEW, THUMBNAIL, TURNTABLE, ResultFile
+from trellis_runtime.contract.engine import Asset, CutOut
+from trellis_runtime.contract.files import CUTOUT, PREVIEW, THUMBNAIL, TURNTABLE, ResultFile
 from trellis_runtime.contract.request import Output, TextureFormat
 from trellis_runtime.contract.scope import JobScope
 
@@ -34,8 +35,10 @@ class Exported:
     mesh: MeshReport
 
 
-def draw_pictures(content: GlbContent, output: Output, scope: JobScope) -> list[Picture]:
-    """Return the pictures that `output` asks for, drawn from a finished file's content."""
+def draw_pictures(
+    content: GlbContent, cutout: CutOut, output: Output, scope: JobScope
+) -> list[Picture]:
+    """Return the pictures that `output` asks for: of a finished file's content, and the cut-out."""
     made = []
     if output.preview:
         png = preview.render(content)
@@ -43,6 +46,8 @@ def draw_pictures(content: GlbContent, output: Output, scope: JobScope) -> list[
         made.append(Picture(THUMBNAIL, preview.thumbnail(png)))
     if output.turntable:
         made.append(Picture(TURNTABLE, preview.turntable(content, scope.step)))
+    if output.cutout:
+        made.append(Picture(CUTOUT, cutout_png(cutout)))
     return made
 
 

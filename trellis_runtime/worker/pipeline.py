@@ -11,27 +11,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from trellis_runtime import __version__
 from trellis_runtime.assets.images import decode_image, parse_base64
+from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
     Artifact,
     Attempt,
     Degradation,
     GenerationResult,
+    SkippedRung,
     TextureReport,
     Vram,
 )
-from trellis_runtime.contract.engine import Asset, Engine, Generation, Rgba
+from trellis_runtime.contract.engine import Asset, CutOut, Engine, Generation, Rgba
 from trellis_runtime.contract.files import (
     ANSWER,
+    CUTOUT,
     MODEL,
     PREVIEW,
     THUMBNAIL,
     TURNTABLE,
 )
-from trellis_runtime.contract.ladder import LadderState, Plan, restart_stage
+from trellis_runtime.contract.ladder import (
+    LadderState,
+    Plan,
+    Rung,
+    Shortage,
+    earliest_restart,
+)
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.contract.scope import JobScope
@@ -60,6 +70,7 @@ class _EngineOutcome:
     """What the engine made, and how far down the ladder it had to go."""
 
     asset: Asset
+    cutout: CutOut
     descent: LadderState
     attempts: list[Attempt] = field(default_factory=list)
     vram: Vram | None = None
@@ -90,9 +101,10 @@ class Pipeline:
         with scope.stage(Stage.EXPORT):
             exported = export(made.asset, request.output.texture_format, self._extras(made))
         pictures: list[Picture] = []
-        if request.output.preview or request.output.turntable:
+        if request.output.preview or request.output.turntable or request.output.cutout:
             with scope.stage(Stage.PREVIEW):
-                pictures = draw_pictures(exported.glb.content, request.output, scope)
+                content = exported.glb.content
+                pictures = draw_pictures(content, made.cutout, request.output, scope)
         with scope.stage(Stage.STORE):
             delivered = self._deliver(exported.glb.data, pictures, request, delivery, scope)
         with discard_on_error(delivered.store):
@@ -136,7 +148,7 @@ class Pipeline:
             stage: Stage | None = ENGINE_STAGES[0]
             while stage is not None:
                 stage = self._attempt(generation, stage, descent, attempts, scope)
-            made = _EngineOutcome(generation.asset(), descent, attempts)
+            made = _EngineOutcome(generation.asset(), generation.cutout(), descent, attempts)
             if memory := self.engine.memory():
                 made.vram = Vram(peak_bytes=memory.peak, total_bytes=memory.total)
             return made
@@ -160,7 +172,7 @@ class Pipeline:
             return ENGINE_STAGES[following] if following < len(ENGINE_STAGES) else None
         except OutOfVram as err:
             # The traceback holds the stage's frames and, through them, its arrays.
-            message = err.message
+            message, available = err.message, err.available_bytes
             err.__traceback__ = None
         memory = self.engine.memory()
         attempts.append(
@@ -172,29 +184,38 @@ class Pipeline:
                 seconds=round(time.perf_counter() - started, 4),
             )
         )
+        shortage = None
+        if available is not None:
+            shortage = Shortage(partial(generation.need, stage), available)
+        rungs = descent.step_down(stage, shortage)
         generation.reclaim()
-        return self._step_down(stage, descent, attempts, scope)
+        return self._restart(stage, rungs, descent, attempts, scope)
 
-    def _step_down(
-        self, stage: Stage, descent: LadderState, attempts: list[Attempt], scope: JobScope
+    @staticmethod
+    def _restart(
+        stage: Stage,
+        rungs: list[Rung],
+        descent: LadderState,
+        attempts: list[Attempt],
+        scope: JobScope,
     ) -> Stage:
-        rung = descent.step_down(stage)
+        """Return the stage to run next, `rungs` lower; raises `OutOfVram` when there are none."""
         logger().warning(
             "rung_failed",
             job_id=scope.job_id,
             stage=stage,
             rung=attempts[-1].rung,
-            next_rung=rung.name if rung else None,
+            next_rung=descent.rung.name if rungs else None,
             reason=attempts[-1].error,
         )
-        if rung is None:
+        if not rungs:
             raise OutOfVram(
                 f"{stage} did not fit at any rung up to level {descent.max_level}: "
                 f"{attempts[-1].error}",
                 field="max_degradation_level" if descent.max_level < LOWEST_LEVEL else None,
                 details={"attempts": [a.model_dump(mode="json") for a in attempts]},
             )
-        return restart_stage(rung, stage)
+        return earliest_restart(rungs, stage)
 
     def _extras(self, made: _EngineOutcome) -> dict[str, Any]:
         return {
@@ -220,6 +241,8 @@ class Pipeline:
             preview=delivered.pictures.get(PREVIEW.field),
             thumbnail=delivered.pictures.get(THUMBNAIL.field),
             turntable=delivered.pictures.get(TURNTABLE.field),
+            cutout=delivered.pictures.get(CUTOUT.field),
+            warnings=result_warnings(made.asset, exported.mesh, made.cutout),
             engine=self.engine.info(),
             worker_version=__version__,
             seed=descent.requested.seed,
@@ -231,6 +254,7 @@ class Pipeline:
                 requested=descent.requested.quality(),
                 effective=effective,
                 attempts=made.attempts,
+                skipped=[SkippedRung(rung=rung, reason=why) for rung, why in descent.skipped],
             ),
             mesh=exported.mesh,
             texture=TextureReport(size=made.asset.texture_size, format=exported.texture_format),

@@ -30,14 +30,16 @@ class Budget:
             self._peak = self._used
         return Share(self)
 
-    def take(self, name: str, size: int) -> None:
-        """Count `size` more bytes; raises `OutOfVram` when they are not free."""
+    def take(self, name: str, size: int, held: int) -> None:
+        """Count `size` more bytes for a job that holds `held`; raises `OutOfVram` without them."""
         with self._lock:
             free = self._total - self._used
             if size > free:
                 raise OutOfVram(
                     f"{name} needs {size / 2**20:.1f} MiB; {free / 2**20:.1f} of "
-                    f"{self._total / 2**20:.1f} MiB are free"
+                    f"{self._total / 2**20:.1f} MiB are free",
+                    needed_bytes=size,
+                    available_bytes=free + held,
                 )
             self._used += size
             self._peak = max(self._peak, self._used)
@@ -61,10 +63,13 @@ class Share:
         self._budget = budget
         self._held: dict[str, int] = {}
 
+    def _total(self) -> int:
+        return sum(self._held.values())
+
     def hold(self, name: str, size: int) -> None:
         """Count `size` bytes under `name` until `drop`; raises `OutOfVram`."""
         self.drop(name)
-        self._budget.take(name, size)
+        self._budget.take(name, size, self._total())
         self._held[name] = size
 
     def drop(self, *names: str) -> None:
@@ -75,7 +80,7 @@ class Share:
     @contextmanager
     def working(self, name: str, size: int) -> Iterator[None]:
         """Count `size` bytes while the block runs; raises `OutOfVram` before it starts."""
-        self._budget.take(name, size)
+        self._budget.take(name, size, self._total())
         try:
             yield
         finally:

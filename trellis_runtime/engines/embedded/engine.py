@@ -22,20 +22,20 @@ import scipy
 from threadpoolctl import threadpool_limits
 
 from trellis_runtime.contract.answer import EngineInfo
-from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba, require_product
+from trellis_runtime.contract.engine import Asset, CutOut, MemorySnapshot, Rgba, require_product
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
-from trellis_runtime.engines.embedded import inflation, surface, texture
+from trellis_runtime.engines.embedded import inflation, needs, surface, texture
 from trellis_runtime.engines.embedded.budget import Budget, Share
 from trellis_runtime.engines.embedded.foreground import Foreground, find_foreground
 from trellis_runtime.engines.embedded.inflation import Field, Mask
+from trellis_runtime.engines.embedded.saliency import SaliencyNetwork
 from trellis_runtime.engines.embedded.surface import Floats
-from trellis_runtime.errors import ImageRejected
+from trellis_runtime.errors import ImageRejected, MeshRejected
 
 T = TypeVar("T")
 
-_CELLS_PER_RESOLUTION = 2  # a grid cell for every 2 of the request: 512 cells a side at 1024
 _THICKNESS = 0.85
 _RELIEF = 0.012
 _BACK_FLATNESS = 0.8
@@ -59,6 +59,7 @@ class EmbeddedEngine:
 
     def __init__(self, memory_budget_bytes: int | None = None) -> None:
         self._budget = Budget(memory_budget_bytes)
+        self._network = SaliencyNetwork()
 
     def info(self) -> EngineInfo:
         return EngineInfo(
@@ -72,16 +73,17 @@ class EmbeddedEngine:
         )
 
     def load(self, note: Callable[[str, float], None]) -> None:
-        """Nothing to load, but one thread for sums: their order, so the mesh, is then fixed.
+        """Load the network, and use one thread for sums: their order, so the mesh, is then fixed.
 
         The vectors are short, too: threads that wait for each other cost more than they bring.
         """
         started = time.perf_counter()
         threadpool_limits(1, user_api="blas")
+        self._network.load()
         note("load", time.perf_counter() - started)
 
     def begin(self, image: Rgba, plan: Plan) -> EmbeddedGeneration:
-        return EmbeddedGeneration(image, plan.seed, self._budget.share())
+        return EmbeddedGeneration(image, plan.seed, self._budget.share(), self._network)
 
     def wants_offload(self, plan: Plan) -> bool:
         return False
@@ -93,10 +95,11 @@ class EmbeddedEngine:
 class EmbeddedGeneration:
     """One job."""
 
-    def __init__(self, image: Rgba, seed: int, budget: Share) -> None:
+    def __init__(self, image: Rgba, seed: int, budget: Share, network: SaliencyNetwork) -> None:
         self._image = image
         self._seed = seed
         self._budget = budget
+        self._network = network
         self._products = _Products()
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
@@ -111,8 +114,14 @@ class EmbeddedGeneration:
         if plan.offload:
             self._budget.drop()
 
+    def need(self, stage: Stage, plan: Plan) -> int:
+        return needs.peak(stage, plan, self._sizes())
+
     def reclaim(self) -> None:
         self._budget.drop()
+
+    def cutout(self) -> CutOut:
+        return require_product(self._products.foreground).cutout
 
     def asset(self) -> Asset:
         return require_product(self._products.asset)
@@ -121,52 +130,64 @@ class EmbeddedGeneration:
         self._products = _Products()
         self._budget.drop()
 
+    def _sizes(self) -> needs.Sizes:
+        foreground = self._products.foreground
+        if foreground is None:
+            return needs.Sizes(self._image.size)
+        share = float(foreground.mask.mean())
+        return needs.Sizes(self._image.size, foreground.mask.shape[0], share)
+
+    def _held(self, stage: Stage, plan: Plan) -> int:
+        return needs.held(stage, plan, self._sizes())
+
+    def _working(self, stage: Stage, plan: Plan) -> int:
+        return needs.working(stage, plan, self._sizes())
+
     def _condition(self, plan: Plan, scope: JobScope) -> None:
-        # GrabCut and the crop work on copies; resident, the float picture stays for later stages.
-        self._budget.hold("the conditioning picture", self._image.size * 4)
-        self._products.foreground = find_foreground(self._image, plan.background, self._seed)
+        # The network and the crop work on copies; resident, the float picture stays.
+        self._budget.hold("the conditioning picture", self._held(Stage.CONDITION, plan))
+        self._products.foreground = find_foreground(self._image, plan.background, self._network)
 
     def _structure(self, plan: Plan, scope: JobScope) -> None:
-        cells = inflation.levels(_cells(plan.resolution))[0]
-        self._budget.hold("the coarse solution", inflation.working_bytes(cells, by_rows=False))
+        cells = inflation.levels(needs.grid_cells(plan.resolution))[0]
+        self._budget.hold("the coarse solution", self._held(Stage.STRUCTURE, plan))
         mask = inflation.grid_mask(require_product(self._products.foreground).mask, cells)
         self._products.coarse = inflation.solve(mask, None, by_rows=False)
 
     def _shape(self, plan: Plan, scope: JobScope) -> None:
         silhouette = require_product(self._products.foreground).mask
         solution = require_product(self._products.coarse)
-        sizes = inflation.levels(_cells(plan.resolution))
-        need = inflation.working_bytes(sizes[-1], by_rows=plan.chunk_rows)
-        with self._budget.working("the fine solution", need):
+        sizes = inflation.levels(needs.grid_cells(plan.resolution))
+        with self._budget.working("the fine solution", self._working(Stage.SHAPE, plan)):
             for done, cells in enumerate(sizes):
                 scope.step(done, len(sizes))
                 mask = inflation.grid_mask(silhouette, cells)
                 solution = inflation.solve(mask, solution, by_rows=plan.chunk_rows)
+            distance = inflation.outline_distance(silhouette, sizes[-1])
+            solution = inflation.smooth_rim(solution, distance)
         if not solution.any():
             raise ImageRejected(
                 "the foreground found is too thin to give it a shape", field="image"
             )
-        self._budget.hold("the shape", solution.nbytes)
+        self._budget.hold("the shape", self._held(Stage.SHAPE, plan))
         self._products.mask, self._products.inflated = mask, solution
 
     def _texture(self, plan: Plan, scope: JobScope) -> None:
         foreground = require_product(self._products.foreground)
-        self._budget.hold("the colours", 2 * foreground.rgb.nbytes)
+        self._budget.hold("the colours", self._held(Stage.TEXTURE, plan))
         front = texture.front_colors(foreground)
-        self._products.colors = front, texture.back_colors(front, self._seed)
+        self._products.colors = front, texture.back_colors(front, foreground.mask, self._seed)
 
     def _decode(self, plan: Plan, scope: JobScope) -> None:
         inflated = require_product(self._products.inflated)
         side = inflated.shape[0]
-        # skips on the host: the relief is made in single precision, one field at a time
-        fields = 2 if plan.chunk_decoder else 3 if plan.chunk_rows else 5
-        with self._budget.working("the heights", fields * 4 * side * side):
+        with self._budget.working("the heights", self._working(Stage.DECODE, plan)):
             thickness = _THICKNESS * np.random.default_rng(self._seed).uniform(0.92, 1.08)
             height = (np.sqrt(inflated) * thickness).astype(np.float32)
             relief = texture.luminance_relief(require_product(self._products.foreground), side)
             relief *= _RELIEF * np.minimum(1.0, height / 0.05)
             front = np.maximum(height + relief, 0.0)
-        self._budget.hold("the heights", 2 * front.nbytes)
+        self._budget.hold("the heights", self._held(Stage.DECODE, plan))
         self._products.heights = front, height * np.float32(_BACK_FLATNESS)
 
     def _bake(self, plan: Plan, scope: JobScope) -> None:
@@ -185,8 +206,7 @@ class EmbeddedGeneration:
             colors = texture.at_vertices(front, back, split.vertices[:, :2], is_back)
             self._products.asset = Asset(**common, vertex_colors=colors)
             return
-        need = texture.bake_bytes(plan.texture_size, by_rows=plan.chunk_bake)
-        with self._budget.working("the texture", need):
+        with self._budget.working("the texture", needs.baked_texture(plan)):
             charts = surface.plan_charts(split, plan.texture_size)
             base, packed = texture.bake(
                 front, back, charts, plan.texture_size, by_rows=plan.chunk_bake
@@ -205,35 +225,33 @@ class EmbeddedGeneration:
         Where decimation does not leave it closed, a coarser grid does the same by construction.
         """
         finest = require_product(self._products.mask).shape[0]
-        cells = min(finest, _cells(plan.remesh_resolution))
+        cells = min(finest, needs.grid_cells(plan.remesh_resolution))
         while True:
-            extracted = self._extract(cells, smooth_outline=plan.remesh)
+            extracted = self._extract(cells, plan)
             reduced = surface.decimate(extracted, plan.decimation_target)
+            if len(extracted.faces) == 0 or (reduced is not None and len(reduced.faces) == 0):
+                raise MeshRejected(
+                    "nothing of the foreground is left in a mesh of "
+                    f"{plan.decimation_target} faces: its pieces are too small",
+                    field="decimation_target",
+                )
             if reduced is not None:
                 return reduced
             share = (plan.decimation_target / len(extracted.faces)) ** 0.5
             cells = max(8, int(cells * min(share, 0.95)))
 
-    def _extract(self, cells: int, *, smooth_outline: bool) -> surface.Surface:
+    def _extract(self, cells: int, plan: Plan) -> surface.Surface:
         front, back = require_product(self._products.heights)
         mask = require_product(self._products.mask)
-        with self._budget.working("the surface", _surface_bytes(mask, cells)):
+        silhouette = require_product(self._products.foreground).mask
+        with self._budget.working("the surface", needs.surface(cells, plan, self._sizes())):
             if cells < mask.shape[0]:
-                mask = inflation.grid_mask(require_product(self._products.foreground).mask, cells)
+                mask = inflation.grid_mask(silhouette, cells)
                 inside = inflation.inner_corners(mask)
                 front = inflation.resample(front, cells + 1) * inside
                 back = inflation.resample(back, cells + 1) * inside
-            return surface.extract(mask, front, back, smooth_outline=smooth_outline)
-
-
-def _cells(resolution: int) -> int:
-    return resolution // _CELLS_PER_RESOLUTION
-
-
-def _surface_bytes(mask: Mask, cells: int) -> int:
-    """Bytes of positions, quads and triangles of both sheets on a grid of `cells`."""
-    share = (cells / mask.shape[0]) ** 2
-    return int(mask.sum() * share) * 2 * (12 + 32 + 48)
+            distance = inflation.outline_distance(silhouette, cells) if plan.remesh else None
+            return surface.extract(mask, front, back, distance)
 
 
 def _origin_of(split: surface.Surface, mesh: surface.Surface) -> np.ndarray:

@@ -15,7 +15,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _RIM_SHARE = 0.25  # half thickness at the outline, in cells: keeps front and back apart
-_SMOOTHING_PASSES = 12
+_SMOOTHING_PASSES = 4
+_FURTHEST_MOVE_CELLS = 0.7
 _LAMBDA, _MU = 0.5, -0.53
 _TARGET_SHARES = (1.0, 0.985, 0.97, 0.955, 0.94)
 
@@ -31,8 +32,10 @@ class Surface:
     faces: Ints
 
 
-def extract(mask: Mask, front: Floats, back: Floats, *, smooth_outline: bool) -> Surface:
+def extract(mask: Mask, front: Floats, back: Floats, distance: Floats | None) -> Surface:
     """Close the heights `front` and `back` (at corners, >= 0) over `mask`'s cells to one surface.
+
+    With `distance` (`inflation.outline_distance`) the outline's steps are moved onto it.
 
     Two sheets of quads and a wall along the outline. The wall's height is positive and no two
     cells touch at a corner alone (`inflation.grid_mask`), so each edge has exactly two faces.
@@ -43,8 +46,8 @@ def extract(mask: Mask, front: Floats, back: Floats, *, smooth_outline: bool) ->
     count = int(used.sum())
     xy = _corner_positions(used, cells)
     edges = _outline_edges(mask, index)
-    if smooth_outline:
-        xy = _taubin(xy, edges)
+    if distance is not None:
+        xy = _taubin(_onto_outline(xy, np.unique(edges), distance), edges)
     vertices = np.empty((2 * count, 3), np.float32)
     vertices[:count, :2] = vertices[count:, :2] = xy
     vertices[:count, 2] = front[used] + rim
@@ -193,6 +196,20 @@ def _outline_edges(mask: Mask, index: Ints) -> Ints:
         end = index[rows + second[0], cols + second[1]]
         pieces.append(np.stack([end, start], axis=1))
     return np.concatenate(pieces)
+
+
+def _onto_outline(xy: Floats, rim: Ints, distance: Floats) -> Floats:
+    """Move the rim's corners along the distance's gradient to where it is nought."""
+    cells = distance.shape[0] - 1
+    rows, cols = np.round((0.5 - xy[rim, 1]) * cells), np.round((xy[rim, 0] + 0.5) * cells)
+    at = rows.astype(np.int64), cols.astype(np.int64)
+    down, right = (np.asarray(gradient)[at] for gradient in np.gradient(distance))
+    length = np.maximum(np.hypot(down, right), 0.3)
+    step = np.clip(distance[at] / length, -_FURTHEST_MOVE_CELLS, _FURTHEST_MOVE_CELLS)
+    moved = xy.copy()
+    moved[rim, 0] -= step * right / length / cells
+    moved[rim, 1] += step * down / length / cells
+    return moved
 
 
 def _taubin(xy: Floats, edges: Ints) -> Floats:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from trellis_runtime.assets.cutout import nearest_fill
 from trellis_runtime.engines.embedded.foreground import Foreground
 from trellis_runtime.engines.embedded.inflation import Mask
 from trellis_runtime.engines.embedded.surface import Charts, Floats
@@ -15,33 +16,67 @@ from trellis_runtime.engines.embedded.surface import Charts, Floats
 Pixels = NDArray[np.uint8]
 
 _BLOCK_ROWS = 128
+_SIDE_BAND, _SIDE_BLUR = 0.05, 1 / 80
+_SEAM_BAND, _BACK_BLUR = 0.12, 1 / 28
 _SMOOTH_ROUGHNESS, _ROUGH_ROUGHNESS = 0.45, 0.92
 
 
 def front_colors(foreground: Foreground) -> Pixels:
     """Return the photo with the object's own colours carried outwards over the background.
 
-    The outermost pixels of a cut-out mix with what was behind it, so they are left out.
+    The outermost pixels of a cut-out mix with what was behind it, so they are left out. The next
+    few cover the sides, where a pixel is drawn out to a streak, so they lose their detail.
     """
     thickness = max(1, foreground.mask.shape[0] // 160)
     kernel = np.ones((2 * thickness + 1, 2 * thickness + 1), np.uint8)
     solid = cv2.erode(foreground.mask.astype(np.uint8), kernel).astype(bool)
     if not solid.any():
         solid = foreground.mask
-    return _nearest_fill(foreground.rgb, solid)
+    soft = _blur_within(foreground.rgb, solid, _SIDE_BLUR)
+    side = _near_outline(foreground.mask, _SIDE_BAND)
+    return nearest_fill(_mixed(foreground.rgb, soft, side), solid)
 
 
-def back_colors(front: Pixels, seed: int) -> Pixels:
+def back_colors(front: Pixels, mask: Mask, seed: int) -> Pixels:
     """Return a plausible back: the front's colours without its details, in a little variation.
 
-    Nothing in one photo says what is behind; large areas of colour carry over best.
+    Nothing in one photo says what is behind; large areas of colour carry over best. Towards the
+    outline it becomes the front, so that the two meet without a seam.
     """
     side = front.shape[0]
-    soft = cv2.GaussianBlur(front, (0, 0), side / 48)
-    mixed = cv2.addWeighted(soft, 0.75, front, 0.25, 0).astype(np.float32)
+    soft = _blur_within(front, mask, _BACK_BLUR)
     noise = np.random.default_rng(seed).normal(0.0, 1.0, (8, 8)).astype(np.float32)
     field = cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
-    return np.clip(mixed * (0.94 + 0.03 * field[..., None]), 0, 255).astype(np.uint8)
+    varied = np.clip(soft * (0.96 + 0.03 * field[..., None]), 0, 255).astype(np.uint8)
+    return _mixed(varied, front, _near_outline(mask, _SEAM_BAND))
+
+
+def _near_outline(mask: Mask, band: float) -> Floats:
+    """Return 1 on and outside the outline, falling smoothly to 0 `band` of the side within."""
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    t = np.clip(distance / (band * mask.shape[0]), 0.0, 1.0)
+    return (1 - t * t * (3 - 2 * t)).astype(np.float32)
+
+
+def _mixed(inner: Pixels, outer: Pixels, weight: Floats) -> Pixels:
+    w = weight[..., None]
+    return (inner * (1 - w) + outer * w).round().astype(np.uint8)
+
+
+def _blur_within(rgb: Pixels, mask: Mask, share: float) -> Pixels:
+    """Blur by a Gaussian of `share` of the side that takes in the mask's pixels alone.
+
+    A blur so wide leaves nothing that a quarter of the pixels could not hold.
+    """
+    side = rgb.shape[0]
+    small = min(side, 256)
+    area = cv2.resize(mask.astype(np.float32), (small, small), interpolation=cv2.INTER_AREA)
+    kept = rgb * mask[..., None]
+    color = cv2.resize(kept, (small, small), interpolation=cv2.INTER_AREA).astype(np.float32)
+    weight = cv2.GaussianBlur(area, (0, 0), share * small) + 1e-4
+    blurred = cv2.GaussianBlur(color, (0, 0), share * small) / weight[..., None]
+    grown = cv2.resize(np.clip(blurred, 0, 255), (side, side), interpolation=cv2.INTER_LINEAR)
+    return grown.round().astype(np.uint8)
 
 
 def luminance_relief(foreground: Foreground, side: int) -> Floats:
@@ -133,12 +168,3 @@ def _near_scale(image: Pixels, pixels_per_unit: float) -> Pixels:
     if side >= image.shape[0]:
         return image
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _nearest_fill(rgb: Pixels, solid: Mask) -> Pixels:
-    _, labels = cv2.distanceTransformWithLabels(
-        (~solid).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    colours = np.zeros((int(labels.max()) + 1, 3), np.uint8)
-    colours[labels[solid]] = rgb[solid]
-    return np.asarray(colours[labels])

@@ -24,22 +24,28 @@ import torch
 from PIL import Image
 
 from trellis_runtime.contract.answer import EngineInfo
-from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba, require_product
+from trellis_runtime.contract.engine import (
+    Asset,
+    CutOut,
+    MemorySnapshot,
+    Rgba,
+    require_product,
+)
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.bake import Decoded, bake
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
+from trellis_runtime.engines.trellis2.picture import cut_out
 from trellis_runtime.engines.trellis2.upstream import loading
 from trellis_runtime.engines.trellis2.upstream.adapter import Rows, UpstreamPipeline
-from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected
+from trellis_runtime.errors import EngineFault, MeshRejected
 from trellis_runtime.settings import Trellis2
 
 # Upstream's torch peaks above its resident weights were 1.4, 3.5 and 7.2 GiB on an H200; the rest
 # is room for what CuMesh and nvdiffrast allocate outside torch.
 _WORKING_BYTES = {512: 3 * 2**30, 1024: 6 * 2**30, 1536: 10 * 2**30}
-_ALPHA_OF_OBJECT = 0.8 * 255  # upstream's own bound for the crop
 
 
 @dataclass(slots=True)
@@ -54,6 +60,7 @@ class _Latent:
 class Products:
     """What the stages have left so far."""
 
+    cutout: CutOut | None = None
     features: dict[int, torch.Tensor] | None = None
     structure: torch.Tensor | None = None
     shape: _Latent | None = None
@@ -160,12 +167,18 @@ class Trellis2Generation:
             run(plan, scope)
             vram.synchronize(self._device)
 
+    def need(self, stage: Stage, plan: Plan) -> int | None:
+        return None  # not known here: the ladder goes by what each rung is declared to free
+
     def reclaim(self) -> None:
         with vram.translated():
             if self._products.decoded is not None:
                 self._products.decoded = self._products.decoded.on_host()
             self._residency.evict()
             vram.reclaim(self._device)
+
+    def cutout(self) -> CutOut:
+        return require_product(self._products.cutout)
 
     def asset(self) -> Asset:
         return require_product(self._products.asset)
@@ -199,21 +212,13 @@ class Trellis2Generation:
 
     def _cut_out(self, plan: Plan) -> Image.Image:
         """Return the object on black, cropped, as upstream has it."""
-        picture = Image.fromarray(self._image)
-        if plan.background == "keep":
-            return picture.convert("RGB").resize(_bounded(picture.size))
-        has_alpha = bool((self._image[..., 3] < 255).any())
-        picture = picture.resize(_bounded(picture.size), Image.Resampling.LANCZOS)
-        if not has_alpha:
+
+        def remove(picture: Image.Image) -> Image.Image:
             with self._residency.needed("rembg_model", offload=plan.offload):
-                picture = self._pipeline.remove_background(picture.convert("RGB"))
-        if (picture.getchannel("A").getextrema()[1]) <= _ALPHA_OF_OBJECT:  # type: ignore[operator]
-            raise ImageRejected(
-                "no foreground was found in image; send a picture with a transparent background, "
-                "or background: 'keep'",
-                field="image",
-            )
-        return self._pipeline.crop(picture)
+                return self._pipeline.remove_background(picture)
+
+        picture, self._products.cutout = cut_out(self._image, plan.background, remove)
+        return picture if picture.mode == "RGB" else self._pipeline.crop(picture)
 
     def _structure(self, plan: Plan, scope: JobScope) -> None:
         names = ("sparse_structure_flow_model", "sparse_structure_decoder")
@@ -317,9 +322,3 @@ def _on_host(rows: Rows, resolution: int, name: str) -> _Latent:
     if not torch.isfinite(rows.feats).all():
         raise MeshRejected(f"the {name} latent has values that are not finite")
     return _Latent(Rows(rows.feats.cpu(), rows.coords.cpu()), resolution)
-
-
-def _bounded(size: tuple[int, int]) -> tuple[int, int]:
-    """Return a picture's size with its longer side at most 1024, as upstream."""
-    scale = min(1.0, 1024 / max(size))
-    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))

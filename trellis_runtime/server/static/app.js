@@ -86,14 +86,17 @@ async function link(job, name) {
 }
 
 function inWords(answer) {
+  const warnings = answer.warnings || [];
+  const noted = warnings.length
+    ? `Look at it before you use it: ${warnings.map((w) => w.text).join("; ")}.` : "";
   const given = answer.degradation;
-  if (given.level === 0) return "You got what you asked for.";
+  if (given.level === 0) return noted || "You got what you asked for.";
   const wanted = given.requested, got = given.effective;
   const changed = Object.keys(wanted).filter((k) => JSON.stringify(wanted[k]) !== JSON.stringify(got[k]));
   const why = given.attempts.map((a) => `${a.stage} ran out of memory at ${a.rung}`).join("; ");
   const what = given.lossless ? "Memory was short; nothing of the result was given up."
     : `Memory was short. Asked and given: ${changed.map((k) => `${k} ${wanted[k]} → ${got[k]}`).join(", ")}.`;
-  return `${what} Rung ${given.level}, ${given.rung}. ${why}`;
+  return `${what} Rung ${given.level}, ${given.rung}. ${why} ${noted}`.trim();
 }
 
 function numbers(answer) {

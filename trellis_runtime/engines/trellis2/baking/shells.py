@@ -145,7 +145,7 @@ def orient_double_sided(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor
 def _enclosing(
     vertices: Tensor, faces: Tensor, links: Links, voxel: float
 ) -> tuple[Tensor, int, int]:
-    """Return which sides (2 F,) bool bound a solid or a sheet; parts dropped as inner, as specks."""
+    """Return which sides (2 F,) bool bound a solid or a sheet; inner parts and specks dropped."""
     part, count = numbered(side_components(links, len(faces)))
     volume = _side_volumes(vertices, faces)
     area = _areas(vertices, faces).repeat_interleave(2)
@@ -176,7 +176,7 @@ _Mesh = tuple[Tensor, Tensor]
 def _assembled(
     vertices: Tensor, faces: Tensor, links: Links, kept: Tensor
 ) -> tuple[_Mesh, Tensor, int]:
-    """Return the mesh of the kept sides, each vertex's source (V',), and how many loops were capped.
+    """Return the mesh of the kept sides, each vertex's source (V',), and the number of caps.
 
     A vertex that was made here has no source: -1.
     """
@@ -250,7 +250,7 @@ def _neighbours_middle(points: Tensor, faces: Tensor) -> Tensor:
 
 def _pinched(faces: Tensor, count: int) -> bool:
     """Whether the corners at some vertex of a closed manifold make more than one fan."""
-    keys, order = edge_keys(faces, count).sort(stable=True)
+    order = edge_keys(faces, count).argsort(stable=True)
     a, b = order[0::2], order[1::2]
     # The two half-edges of an edge run against each other: start of one is end of the other.
     nexts = a // 3 * 3 + (a + 1) % 3, b // 3 * 3 + (b + 1) % 3
