@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
-from trellis_runtime.engines.trellis2.baking.bake import Decoded
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.engine import Trellis2Engine
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.worker import Worker

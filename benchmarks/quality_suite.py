@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.quality import best_device, from_asset, from_upstream, full_report, voxel_sampler
 from benchmarks.shapes import SHAPES, Shape, cached_shape
-from trellis_runtime.engines.trellis2.baking.bake import Decoded
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.baking.quality import Baked
 
 _UPSTREAM = ("o_voxel", "cumesh", "nvdiffrast", "flex_gemm")

@@ -195,7 +195,7 @@ def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict
     """Bake and export as the worker does; returns seconds, and those of the bake's parts."""
     scope = JobScope("bench", settle=torch.cuda.synchronize)
     with scope.stage(Stage.BAKE), torch.no_grad():
-        asset = bake(decoded, plan, scope)
+        asset = bake(decoded, plan, scope, "cuda")
         torch.cuda.synchronize()
     with scope.stage(Stage.EXPORT):
         exported = export(asset, "webp", {})

@@ -140,12 +140,6 @@ def khronos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], None]
 
 
 STAND_IN = Path(__file__).parent / "upstream_stand_in"
-BAKE = ROOT / "trellis_runtime/engines/trellis2/baking/bake.py"
-NEEDS_CPU_BAKE = pytest.mark.xfail(
-    "import cumesh" in BAKE.read_text(),
-    reason="the bake needs CuMesh; this runs as soon as it does not",
-    run=False,
-)
 
 
 def _forget_upstream() -> None:

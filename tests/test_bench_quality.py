@@ -13,7 +13,7 @@ from benchmarks.quality import from_asset, full_report, voxel_sampler
 from benchmarks.quality_suite import Wish, bakers, decoded_of, rows, summary
 from benchmarks.shapes import make_shape
 from trellis_runtime.contract.engine import Asset
-from trellis_runtime.engines.trellis2.baking.bake import Decoded
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.baking.lookup import VoxelAttributeLookup
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.quality import Baked

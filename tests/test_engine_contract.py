@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.conftest import NEEDS_CPU_BAKE, picture, pixels
+from tests.conftest import picture, pixels
 from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
@@ -65,7 +65,7 @@ def on_a_card(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture(
     params=[
         embedded,
-        pytest.param(on_the_cpu, marks=NEEDS_CPU_BAKE),
+        on_the_cpu,
         pytest.param(on_a_card, marks=pytest.mark.gpu),
     ],
     ids=lambda make: make.__name__,

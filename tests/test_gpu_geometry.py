@@ -7,123 +7,12 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking import unwrap as unwrapping
-from trellis_runtime.engines.trellis2.baking.charts import Charts, signed_areas
-from trellis_runtime.engines.trellis2.baking.connectivity import boundary_and_nonmanifold_edges
 from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
-from trellis_runtime.engines.trellis2.baking.packing import outline_faces
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
-from trellis_runtime.engines.trellis2.baking.unwrap import covered_texels, unwrap
 from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
-
-
-def charts_of(*meshes: trimesh.Trimesh) -> Charts:
-    """Make each mesh one chart."""
-    vertices, faces, chart, before = [], [], [], 0
-    for number, mesh in enumerate(meshes):
-        vertices.append(torch.tensor(mesh.vertices, dtype=torch.float32))
-        faces.append(torch.tensor(mesh.faces, dtype=torch.int64) + before)
-        chart.append(torch.full((len(mesh.faces),), number))
-        before += len(mesh.vertices)
-    return Charts(
-        torch.cat(vertices), torch.cat(faces), torch.cat(chart), torch.arange(before), len(meshes)
-    )
-
-
-def cap(half_angle: float, radius: float = 0.3) -> trimesh.Trimesh:
-    """Return the part of a sphere around +z."""
-    ball = trimesh.creation.icosphere(subdivisions=5, radius=radius)
-    keep = ball.triangles_center[:, 2] > radius * np.cos(np.radians(half_angle))
-    ball.update_faces(keep)
-    ball.remove_unreferenced_vertices()
-    return ball
-
-
-def area(charts: Charts) -> float:
-    corners = charts.vertices[charts.faces]
-    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    return float(cross.norm(dim=1).sum() / 2)
-
-
-def texels_hit_twice(uvs: Tensor, faces: Tensor, size: int = 1024) -> tuple[int, int]:
-    _, x, y = covered_texels(uvs[faces] * size)
-    counts = torch.bincount(y * size + x, minlength=size * size)
-    return int((counts > 1).sum()), int((counts > 0).sum())
-
-
-def test_narrow_charts_are_laid_flat_in_one_go_without_overlap() -> None:
-    charts = charts_of(cap(40), cap(50, 0.2), cap(20, 0.4))
-    layout = unwrap(charts)
-    assert (layout.split, layout.redone) == (0, 0)
-    assert layout.charts is charts
-    assert float(layout.uvs.min()) >= 0
-    assert float(layout.uvs.max()) <= 1
-    twice, covered = texels_hit_twice(layout.uvs, charts.faces)
-    assert twice == 0
-    assert covered > 0.3 * 1024**2
-
-
-@pytest.mark.parametrize(
-    "mesh",
-    [trimesh.creation.icosphere(subdivisions=4, radius=0.3), trimesh.creation.torus(0.3, 0.1)],
-    ids=["sphere", "torus"],
-)
-def test_what_folds_is_cut_until_it_does_not(mesh: trimesh.Trimesh) -> None:
-    charts = charts_of(mesh, cap(30))
-    layout = unwrap(charts)
-    assert layout.split == 1
-    assert layout.charts.count > charts.count
-    assert len(layout.charts.faces) == len(charts.faces)
-    assert area(layout.charts) == pytest.approx(area(charts), rel=1e-5)
-    source = charts.vertices[layout.charts.source]
-    assert torch.equal(source, layout.charts.vertices)
-    twice, _ = texels_hit_twice(layout.uvs, layout.charts.faces)
-    assert twice == 0
-
-
-def spiral(turns: float = 2.5, steps: int = 200) -> trimesh.Trimesh:
-    """Return a flat ramp that winds over itself: every normal looks up, and layers overlap."""
-    at = np.linspace(0, 2 * np.pi * turns, steps)
-    rise = np.linspace(0, 0.1, steps)
-    inner = np.stack([0.2 * np.cos(at), 0.2 * np.sin(at), rise], 1)
-    outer = np.stack([0.4 * np.cos(at), 0.4 * np.sin(at), rise], 1)
-    vertices = np.concatenate([inner, outer])
-    i = np.arange(steps - 1)
-    faces = np.concatenate(
-        [np.stack([i, i + steps, i + steps + 1], 1), np.stack([i, i + steps + 1, i + 1], 1)]
-    )
-    return trimesh.Trimesh(vertices, faces, process=False)
-
-
-@pytest.mark.parametrize("halvings", [4, 0], ids=["halved", "xatlas"])
-def test_layers_that_no_direction_tells_apart_come_apart(
-    halvings: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unwrapping, "_HALVINGS", halvings)
-    charts = charts_of(spiral(), cap(30))
-    layout = unwrap(charts)
-    assert layout.split == 1
-    assert (layout.redone > 0) == (halvings == 0)
-    assert len(layout.charts.faces) == len(charts.faces)
-    assert area(layout.charts) == pytest.approx(area(charts), rel=1e-4)
-    twice, covered = texels_hit_twice(layout.uvs, layout.charts.faces)
-    assert twice <= covered * 1e-3
-
-
-def test_texel_density_is_the_same_in_every_chart() -> None:
-    charts = charts_of(cap(15, 0.1), cap(45, 0.45))
-    layout = unwrap(charts)
-    corners = charts.vertices[charts.faces]
-    real = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(
-        dim=1
-    )
-    flat = signed_areas(layout.uvs, charts.faces).abs()
-    density = [float(flat[charts.chart == c].sum() / real[charts.chart == c].sum()) for c in (0, 1)]
-    assert density[0] == pytest.approx(density[1], rel=0.05)
 
 
 def test_voxels_are_sampled_trilinearly_and_absent_ones_do_not_count() -> None:
@@ -253,26 +142,3 @@ def test_a_hole_that_touches_another_or_is_open_is_left_alone() -> None:
         process=False,
     )
     assert len(filled(crowded, 1.0).faces) == 3
-
-
-def test_an_outline_covers_what_its_chart_does_with_fewer_faces() -> None:
-    ring = trimesh.creation.annulus(0.1, 0.3, 0.01)
-    top = trimesh.Trimesh(ring.vertices, ring.faces[ring.face_normals[:, 2] > 0.9])
-    top = top.subdivide().subdivide()
-    turned = cap(30)
-    lone, _ = boundary_and_nonmanifold_edges(
-        torch.from_numpy(turned.faces.copy()), len(turned.vertices)
-    )
-    edge = int(lone[0]) // 3
-    turned.faces[edge] = turned.faces[edge][::-1]  # the outline no longer closes: all faces stay
-    charts = charts_of(top, cap(45), turned)
-    flat = charts.vertices[:, :2].double()
-    faces, chart = outline_faces(flat, charts)
-    whole = signed_areas(flat, charts.faces).abs()
-    kept = signed_areas(flat, torch.from_numpy(faces)).abs()
-    for number in range(3):
-        mine, theirs = charts.chart == number, torch.from_numpy(chart == number)
-        assert float(kept[theirs].sum()) == pytest.approx(float(whole[mine].sum()), rel=1e-4)
-    assert (chart == 0).sum() < (charts.chart == 0).sum()
-    assert (chart == 1).sum() < (charts.chart == 1).sum() / 5
-    assert (chart == 2).sum() == (charts.chart == 2).sum()

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests import marked_shape
-from tests.conftest import NEEDS_CPU_BAKE, picture, pixels
+from tests.conftest import picture, pixels
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.ladder import Plan, ladder
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2 import Trellis2Engine
-from trellis_runtime.engines.trellis2.baking.bake import Decoded
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.engine import Trellis2Generation
 from trellis_runtime.errors import EngineFault, ImageRejected, JobCancelled, MeshRejected
 from trellis_runtime.settings import Trellis2
@@ -392,7 +392,6 @@ def to_gltf(vector: tuple[float, float, float]) -> Tensor:
     return torch.tensor([vector[0], vector[2], -vector[1]])
 
 
-@NEEDS_CPU_BAKE
 @pytest.mark.parametrize("resolution", [512, 1024])
 def test_the_asset_is_the_marked_shape_by_values(fresh: Trellis2Engine, resolution: int) -> None:
     """Axes, handedness, UV direction, channels and outward normals, from the picture's pixels."""

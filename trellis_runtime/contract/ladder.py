@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trellis_runtime.contract.levels import LOWEST_LEVEL
-from trellis_runtime.contract.request import GenerationRequest, Samplers
+from trellis_runtime.contract.request import AlphaChoice, GenerationRequest, Samplers, Shell
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 
 MAX_TOKENS = 49_152
@@ -51,6 +51,9 @@ class Plan:
     remesh_resolution: int
     texture_size: int
     background: str
+    shell: Shell = "closed"
+    min_thickness: float = 0.0
+    alpha_mode: AlphaChoice = "auto"
 
     offload: bool = False
     chunk_rows: bool = False
@@ -71,6 +74,9 @@ class Plan:
             remesh_resolution=request.resolution,
             texture_size=request.texture_size,
             background=request.background,
+            shell=request.shell,
+            min_thickness=request.min_thickness,
+            alpha_mode=request.alpha_mode,
         )
 
     def quality(self) -> dict[str, Any]:
@@ -176,7 +182,7 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         4,
         "chunk_bake",
-        "remeshing runs over blocks of cells, and colours are looked up in small blocks of texels",
+        "what of the bake does not fit runs on the host, and colours are looked up in small blocks",
         True,
         _BAKE,
         lambda plan: replace(plan, chunk_bake=True),

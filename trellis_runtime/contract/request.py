@@ -24,6 +24,8 @@ MAX_SEED = 2**31 - 1
 Resolution = Literal[512, 1024, 1536]
 TextureSize = Literal[512, 1024, 2048, 4096, 8192]
 TextureFormat = Literal["png", "webp", "jpeg"]
+Shell = Literal["closed", "double_sided", "remeshed"]
+AlphaChoice = Literal["auto", "opaque", "mask", "blend"]
 DeliveryChoice = Literal["auto", "url", "inline", "upload"]
 
 
@@ -221,9 +223,21 @@ class GenerationRequest(RequestModel):
         500_000, ge=1_000, le=2_000_000, description="Most faces of the mesh."
     )
     texture_size: TextureSize = Field(2048, description="Pixels a side of each texture.")
-    remesh: bool = Field(True, description="Rebuild the surface before decimation.")
+    remesh: bool = Field(True, description="false: as shell double_sided, whatever shell says.")
     remesh_band: int = Field(1, ge=1, le=4, description="Width of the remeshing band, in cells.")
-    alpha_mode: Literal["auto", "opaque", "mask", "blend"] = Field(
+    shell: Shell = Field(
+        "closed",
+        description="closed: closed shells on the decoded surface; double_sided: the decoded "
+        "surface as it is, open where it is open; remeshed: rebuilt on a grid, which lies a cell "
+        "off the surface.",
+    )
+    min_thickness: float = Field(
+        0.0,
+        ge=0,
+        le=0.05,
+        description="What open sheets are thickened to, as a share of the asset's unit cube.",
+    )
+    alpha_mode: AlphaChoice = Field(
         "auto",
         description="How transparency is drawn. auto: opaque, cut out or blended, by the share of "
         "the texture that is translucent.",

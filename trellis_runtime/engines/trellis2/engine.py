@@ -34,7 +34,8 @@ from trellis_runtime.contract.engine import (
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
-from trellis_runtime.engines.trellis2.baking.bake import Decoded, bake
+from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, bake, bake_bytes
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.picture import cut_out
@@ -168,7 +169,10 @@ class Trellis2Generation:
             vram.synchronize(self._device)
 
     def need(self, stage: Stage, plan: Plan) -> int | None:
-        return None  # not known here: the ladder goes by what each rung is declared to free
+        decoded = self._products.decoded
+        if stage is not Stage.BAKE or decoded is None:
+            return None  # not known: the ladder goes by what each rung is declared to free
+        return bake_bytes(len(decoded.faces), len(decoded.coords), BakeOptions.of(plan))
 
     def reclaim(self) -> None:
         with vram.translated():
@@ -310,7 +314,7 @@ class Trellis2Generation:
             self._residency.evict()
             vram.reclaim(self._device)
         decoded = require_product(self._products.decoded)
-        asset = bake(decoded, plan, scope)
+        asset = bake(decoded, plan, scope, self._device)
         lowered = {"resolution": decoded.resolution}
         self._products.asset = replace(asset, effective={**asset.effective, **lowered})
 

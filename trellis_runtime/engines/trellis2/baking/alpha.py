@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trellis_runtime.contract.request import AlphaChoice
 from trellis_runtime.engines.trellis2.baking.raster import Raster
 
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
-AlphaChoice = Literal["auto", "opaque", "mask", "blend"]
 
 CUTOFF = 0.5
 _OPAQUE = 0.95

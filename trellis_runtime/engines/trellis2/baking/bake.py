@@ -1,17 +1,20 @@
-"""From decoded voxels to an asset: clean, remesh, decimate, unwrap, bake.
+"""From a decoded surface and its voxels to a textured asset.
 
-The steps and their constants are those of upstream's `o_voxel.postprocess.to_glb` at 5565d24, with
-these differences: holes are filled without CuMesh, which leaks there (`holes`), decimation cannot
-loop for ever, the remeshing grid can be smaller than the voxels', charts are laid flat on the GPU
-(`unwrap`) and packed by their outlines (`packing`), texels can be looked up in blocks, gutters are
-filled with the nearest texel, and colours can go to the vertices instead.
+    decoded surface ─► fill holes ─► close (`shells`) ─► decimate ─► repair ─► unwrap ─► rasterise
+          │                                                                                 │
+          └─► nearest point, voxels around it ◄──── points of the texels ◄──────────────────┘
+                        └─► base colour, metallic-roughness, alpha mode ─► gutters ─► asset, report
+
+Every step runs on a CPU and a GPU alike, gives the same bytes each time, and knows beforehand what
+memory it needs. Where the card has less, `OutOfVram` says so before anything is allocated; with
+`options.chunked` the steps that do not fit run on the host instead, and blocks are small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,241 +23,245 @@ from torch import Tensor
 
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.ladder import Plan
+from trellis_runtime.contract.request import AlphaChoice, Shell
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
+from trellis_runtime.engines.trellis2.baking.alpha import find_transparency, vertex_transparency
+from trellis_runtime.engines.trellis2.baking.connectivity import vertex_normals
+from trellis_runtime.engines.trellis2.baking.decimation import decimate, decimation_bytes
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
+from trellis_runtime.engines.trellis2.baking.lookup import VoxelAttributeLookup
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
+from trellis_runtime.engines.trellis2.baking.quality import Baked, measure_quality
+from trellis_runtime.engines.trellis2.baking.raster import rasterize
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
-from trellis_runtime.engines.trellis2.baking.unwrap import cut, unwrap
-from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
-from trellis_runtime.engines.trellis2.device.vram import require_free
+from trellis_runtime.engines.trellis2.baking.shells import (
+    close_surface,
+    orient_double_sided,
+    repair_shells,
+    shells_bytes,
+)
+from trellis_runtime.engines.trellis2.baking.texels import as_bytes, bake_texels, split_maps
+from trellis_runtime.engines.trellis2.baking.uv_layout import Layout, unwrap, unwrap_bytes
+from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.errors import MeshRejected
 from trellis_runtime.logs import logger
 
-_HOLE_PERIMETER = 3e-2
-_CONE_HALF_ANGLE = float(np.radians(60.0))  # upstream's 90 would fold what is laid flat
-_RASTER_FACES = 100_000
-_BLOCK_TEXELS = 1_048_576
-_SMALL_BLOCK_TEXELS = 65_536
-_SIMPLIFY_STEPS = 400
-_SMALLEST_COMPONENT = 1e-5
-_SIMPLIFY_BYTES_PER_FACE = 160  # edges, adjacency, quadrics and costs, from CuMesh's own arrays
+_HOLE_PERIMETER = 3e-2  # upstream's bound on what is a hole and no opening
+_HOLE_VOXELS = 16.0  # around a hole, where voxels are larger than upstream's bound was made for
+_STEPS = 6
+_BUDGET = 256 << 20
+_SMALL_BUDGET = 32 << 20
+_TREE_BYTES_PER_FACE = 200
+_TREE_BUDGET = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """What the decoders left: a mesh, and the voxels that colour it.
+class BakeOptions:
+    """What an asset is to be like.
 
-    vertices (V, 3) float32 in -0.5..0.5, faces (F, 3) int32, coords (L, 3) int32 in cells of
-    `resolution`, attributes (L, 6) float32: base colour, metallic, roughness, alpha, each 0..1.
+    decimation_target: faces at most. texture_size: texels a side; 0 puts colours at the vertices.
+    min_thickness: what open sheets are thickened to, in the asset's units. remesh_*: cells, for
+    shell "remeshed" alone. chunked: little memory instead of little time; the same quality.
     """
 
-    vertices: Tensor
-    faces: Tensor
-    coords: Tensor
-    attributes: Tensor
-    resolution: int
+    decimation_target: int
+    texture_size: int
+    shell: Shell = "closed"
+    min_thickness: float = 0.0
+    alpha_mode: AlphaChoice = "auto"
+    remesh_resolution: int = 1024
+    remesh_band: int = 1
+    chunked: bool = False
 
-    def on_host(self) -> Decoded:
-        """Return the same in host memory."""
-        return Decoded(
-            self.vertices.cpu(),
-            self.faces.cpu(),
-            self.coords.cpu(),
-            self.attributes.cpu(),
-            self.resolution,
+    @classmethod
+    def of(cls, plan: Plan) -> BakeOptions:
+        """Return what `plan` asks of a bake."""
+        return cls(
+            decimation_target=plan.decimation_target,
+            texture_size=plan.texture_size,
+            shell=plan.shell if plan.remesh else "double_sided",
+            min_thickness=plan.min_thickness,
+            alpha_mode=plan.alpha_mode,
+            remesh_resolution=plan.remesh_resolution,
+            remesh_band=plan.remesh_band,
+            chunked=plan.chunk_bake,
         )
 
 
-def bake(decoded: Decoded, plan: Plan, scope: JobScope) -> Asset:
-    """Return the textured asset that `plan` asks for."""
-    with scope.part("holes"):
-        vertices, faces = fill_holes(decoded.vertices.cuda(), decoded.faces.cuda(), _HOLE_PERIMETER)
-    surface = Surface(vertices, faces)
-    scope.step(1, 5)
-    if plan.remesh:
-        with scope.part("remesh"):
-            mesh = _loaded(_remeshed(surface, decoded.resolution, plan))
-        if plan.chunk_bake:
-            surface.release_bvh()  # its tree is as large as what decimation needs
-        with scope.part("simplify"):
-            _simplify(mesh, plan.decimation_target)
+def bake(decoded: Decoded, plan: Plan, scope: JobScope, device: torch.device | str) -> Asset:
+    """Return the textured asset that `plan` asks for, with its quality report."""
+    return bake_surface(decoded, BakeOptions.of(plan), device, scope)
+
+
+def bake_surface(
+    decoded: Decoded,
+    options: BakeOptions,
+    device: torch.device | str,
+    scope: JobScope | None = None,
+) -> Asset:
+    """Return the textured asset, computed on `device`; raises `MeshRejected` or `OutOfVram`."""
+    job = _Bake(decoded, options, torch.device(device), scope or JobScope("bake"))
+    return job.run()
+
+
+def bake_bytes(faces: int, voxels: int, options: BakeOptions) -> int:
+    """Return how many bytes of a card's memory a bake takes at its peak, its inputs included."""
+    inputs = 18 * faces + 36 * voxels
+    if options.chunked:
+        surface, tree, budget = 0, min(_TREE_BUDGET, faces * _TREE_BYTES_PER_FACE), _SMALL_BUDGET
     else:
-        with scope.part("simplify"):
-            mesh = _cleaned(_loaded((vertices, faces)), plan.decimation_target)
-    if mesh.num_faces == 0:
-        raise MeshRejected("no face is left after remeshing and decimation")
-    scope.step(2, 5)
-    sampler = Sampler(decoded, surface)
-    if plan.texture_size == 0:
-        return _with_vertex_colors(mesh, sampler, plan)
-    return _with_textures(mesh, sampler, plan, scope)
-
-
-def _remeshed(surface: Surface, resolution: int, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return vertices and faces of the surface, remeshed on a grid of at most `resolution`."""
-    import cumesh
-
-    resolution = min(resolution, plan.remesh_resolution)
-    if plan.chunk_bake:
-        return remesh(surface, resolution, plan.remesh_band, "cuda")
-    made: tuple[Tensor, Tensor] = cumesh.remeshing.remesh_narrow_band_dc(
-        surface.vertices,
-        surface.faces,
-        center=torch.zeros(3, device="cuda"),
-        scale=(resolution + 3 * plan.remesh_band) / resolution,
-        resolution=resolution,
-        band=plan.remesh_band,
-        project_back=0,
-        verbose=False,
-        bvh=surface,
-    )
-    return made
-
-
-def _loaded(surface: tuple[Tensor, Tensor]) -> Any:
-    """Return a CuMesh of vertices and faces; it copies them into memory of its own."""
-    import cumesh
-
-    # CuMesh can use nothing that torch has cached.
-    require_free("the surface", sum(t.numel() * t.element_size() for t in surface))
-    mesh = cumesh.CuMesh()
-    mesh.init(*surface)
-    return mesh
-
-
-def _cleaned(mesh: Any, target: int) -> Any:
-    for goal in (3 * target, target):
-        _simplify(mesh, goal)
-        mesh.remove_duplicate_faces()
-        mesh.repair_non_manifold_edges()
-        mesh.remove_small_connected_components(_SMALLEST_COMPONENT)
-        vertices, faces = mesh.read()
-        filled = fill_holes(vertices, faces, _HOLE_PERIMETER)
-        mesh = None
-        mesh = _loaded(filled)
-    mesh.unify_face_orientations()
-    return mesh
-
-
-def _simplify(mesh: Any, target: int) -> None:
-    """Decimate with upstream's schedule, which never ends on some meshes, under a bound.
-
-    A mesh that stays above the target is delivered as it is, with a warning.
-    """
-    threshold, faces = 1e-8, mesh.num_faces
-    require_free("decimation", faces * _SIMPLIFY_BYTES_PER_FACE)
-    for _ in range(_SIMPLIFY_STEPS):
-        if faces <= target:
-            return
-        _, left = mesh.cu_mesh.simplify_step(1e-2, 1e-3, threshold, False)
-        if (faces - left) / faces < 1e-2:
-            threshold *= 10
-        faces = left
-    if faces > target:
-        logger().warning("simplify_stopped", faces=faces, target=target, steps=_SIMPLIFY_STEPS)
-
-
-class Sampler:
-    """Looks up the voxels' attributes at points near the surface as decoded."""
-
-    def __init__(self, decoded: Decoded, surface: Surface) -> None:
-        self._surface = surface
-        self._side = decoded.resolution
-        self._voxels = VoxelGrid(decoded.coords.cuda(), decoded.attributes.cuda(), self._side)
-
-    def __call__(self, points: Tensor, block: int = _BLOCK_TEXELS) -> Tensor:
-        """Return attributes (N, 6) of points (N, 3), in blocks of `block` points."""
-        parts = [self._look_up(part) for part in torch.split(points, block)]
-        return torch.cat(parts) if parts else points.new_zeros((0, 6))
-
-    def _look_up(self, points: Tensor) -> Tensor:
-        # The point on the surface as decoded: remeshing and decimation have moved it.
-        face, weights = self._surface.nearest(points)
-        corners = self._surface.vertices[self._surface.faces[face.long()].long()]
-        nearest = (corners * weights[..., None]).sum(dim=1)
-        return self._voxels.sample((nearest + 0.5) * self._side)
-
-
-def _with_vertex_colors(mesh: Any, sampler: Sampler, plan: Plan) -> Asset:
-    vertices, faces = mesh.read()
-    mesh.compute_vertex_normals()
-    colors = sampler(vertices)[:, :3]
-    return Asset(
-        vertices=_to_gltf_axes(vertices),
-        faces=faces.cpu().numpy().astype(np.uint32),
-        normals=_unit(_to_gltf_axes(mesh.read_vertex_normals())),
-        vertex_colors=_as_bytes(colors).cpu().numpy(),
-        double_sided=not plan.remesh,
-    )
-
-
-def _with_textures(mesh: Any, sampler: Sampler, plan: Plan, scope: JobScope) -> Asset:
-    with scope.part("unwrap"):
-        layout = unwrap(cut(mesh, _CONE_HALF_ANGLE))
-    charts = layout.charts
-    logger().info(
-        "unwrapped",
-        job_id=scope.job_id,
-        charts=charts.count,
-        split=layout.split,
-        redone_by_xatlas=layout.redone,
-        utilization=round(layout.utilization, 4),
-    )
-    scope.step(3, 5)
-    mesh.compute_vertex_normals()
-    normals = mesh.read_vertex_normals()[charts.source]
-    faces = charts.faces.int()
-    with scope.part("rasterize"):
-        covered, points = _rasterize(charts.vertices, faces, layout.uvs, plan.texture_size)
-    with scope.part("look up"):
-        values = sampler(points, _SMALL_BLOCK_TEXELS if plan.chunk_bake else _BLOCK_TEXELS)
-    scope.step(4, 5)
-    texels = torch.zeros((*covered.shape, 6), dtype=torch.uint8, device=covered.device)
-    texels[covered] = _as_bytes(values)
-    with scope.part("gutters"):
-        pixels = fill_gutters(texels, covered).cpu().numpy()
-    packed = np.stack([np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]], axis=-1)
-    return Asset(
-        vertices=_to_gltf_axes(charts.vertices),
-        faces=charts.faces.cpu().numpy().astype(np.uint32),
-        normals=_unit(_to_gltf_axes(normals)),
-        uvs=layout.uvs.cpu().numpy(),  # the first row of texels is at v = 0, as glTF has it
-        base_color=np.ascontiguousarray(pixels[..., :3]),
-        metallic_roughness=packed,
-        double_sided=not plan.remesh,
-    )
-
-
-@cache
-def _raster_context() -> Any:
-    """Return the process's one context: what each job's own left behind was never given back."""
-    import nvdiffrast.torch as dr
-
-    return dr.RasterizeCudaContext()
-
-
-def _rasterize(vertices: Tensor, faces: Tensor, uvs: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return which texels a face covers, (size, size), and where those lie, (N, 3)."""
-    import nvdiffrast.torch as dr
-
-    context = _raster_context()
-    clip = torch.cat([uvs * 2 - 1, torch.zeros_like(uvs[:, :1]), torch.ones_like(uvs[:, :1])], 1)
-    raster = torch.zeros((1, size, size, 4), device="cuda")
-    for start in range(0, len(faces), _RASTER_FACES):
-        part, _ = dr.rasterize(
-            context, clip[None], faces[start : start + _RASTER_FACES], resolution=[size, size]
+        surface, tree, budget = (
+            _surface_bytes(faces, options),
+            faces * _TREE_BYTES_PER_FACE,
+            _BUDGET,
         )
-        hit = part[..., 3:4] > 0
-        part[..., 3:4] += start
-        raster = torch.where(hit, part, raster)
-    covered = raster[0, ..., 3] > 0
-    points = dr.interpolate(vertices[None], raster, faces)[0][0]
-    return covered, points[covered]
+    size = options.texture_size
+    texels = 24 * size**2 + 72 * options.decimation_target + 64 * voxels + tree + 2 * budget
+    return inputs + max(surface, texels, unwrap_bytes(options.decimation_target, size))
 
 
-def _as_bytes(values: Tensor) -> Tensor:
-    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+def _surface_bytes(faces: int, options: BakeOptions) -> int:
+    closing = shells_bytes(faces) if options.shell == "closed" else faces * _TREE_BYTES_PER_FACE
+    return max(closing, decimation_bytes(faces))
+
+
+class _Bake:
+    """One bake on its way: what was decoded, what is asked, and where it is computed."""
+
+    def __init__(
+        self, decoded: Decoded, options: BakeOptions, device: torch.device, scope: JobScope
+    ) -> None:
+        self.options, self.device, self.scope = options, device, scope
+        self.decoded = decoded.to(device)
+        self.budget = _SMALL_BUDGET if options.chunked else _BUDGET
+        self._done = 0
+
+    def run(self) -> Asset:
+        vertices, faces = self._shape()
+        if len(faces) == 0:
+            raise MeshRejected("no face is left after decimation")
+        normals = vertex_normals(vertices, faces)
+        lookup = self._lookup()
+        if self.options.texture_size == 0:
+            return self._with_vertex_colors(vertices, faces, normals, lookup)
+        with self._part("unwrap"):
+            layout = unwrap(vertices, faces, self.options.texture_size)
+        logger().info(
+            "unwrapped",
+            job_id=self.scope.job_id,
+            charts=layout.count,
+            redone=layout.redone,
+            utilization=round(layout.utilization, 4),
+        )
+        return self._with_textures(layout, normals[layout.source], lookup)
+
+    def _shape(self) -> tuple[Tensor, Tensor]:
+        """Return vertices (V, 3) and faces (F, 3) of the asset's surface, within the budget."""
+        voxel = 1 / self.decoded.resolution
+        where = self._device_for(
+            "closing the surface", _surface_bytes(len(self.decoded.faces), self.options)
+        )
+        source = self.decoded.vertices.to(where), self.decoded.faces.to(where)
+        with self._part("holes"):
+            limit = max(_HOLE_PERIMETER, _HOLE_VOXELS * voxel)
+            vertices, faces = fill_holes(*source, limit)
+        with self._part("shells"):
+            vertices, faces = self._closed(vertices, faces, voxel)
+        with self._part("decimate"):
+            small = decimate(vertices, faces, self.options.decimation_target)
+            vertices, faces = small.vertices, small.faces
+            if self.options.shell != "double_sided":
+                mended = repair_shells(vertices, faces, voxel)
+                vertices, faces = mended.vertices, mended.faces
+        return vertices.to(self.device), faces.to(self.device)
+
+    def _closed(self, vertices: Tensor, faces: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
+        options = self.options
+        if options.shell == "double_sided":
+            return orient_double_sided(vertices, faces)
+        if options.shell == "remeshed":
+            side = min(self.decoded.resolution, options.remesh_resolution)
+            surface = Surface(vertices, faces)
+            return remesh(surface, side, options.remesh_band, str(vertices.device))
+        shells = close_surface(vertices, faces, voxel, min_thickness=options.min_thickness)
+        logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
+        return shells.vertices, shells.faces
+
+    def _lookup(self) -> VoxelAttributeLookup:
+        tree = _TREE_BUDGET if self.options.chunked else None
+        surface = Surface(self.decoded.vertices, self.decoded.faces)
+        coords, attributes = self.decoded.coords, self.decoded.attributes
+        return VoxelAttributeLookup(surface, coords, attributes, self.decoded.resolution, tree)
+
+    def _with_vertex_colors(
+        self, vertices: Tensor, faces: Tensor, normals: Tensor, lookup: VoxelAttributeLookup
+    ) -> Asset:
+        values = lookup(vertices, self.budget)
+        mode = vertex_transparency(values[:, 5], self.options.alpha_mode)
+        colors = as_bytes(values[:, [0, 1, 2, 5]] if mode != "OPAQUE" else values[:, :3])
+        baked = Baked(vertices, faces, alpha_mode=mode)
+        return Asset(
+            vertices=_to_gltf_axes(vertices),
+            faces=faces.cpu().numpy().astype(np.uint32),
+            normals=_unit(_to_gltf_axes(normals)),
+            vertex_colors=colors.cpu().numpy(),
+            alpha_mode=mode,
+            double_sided=self.options.shell == "double_sided",
+            quality=measure_quality(baked, lookup, self.options.decimation_target),
+        )
+
+    def _with_textures(
+        self, layout: Layout, normals: Tensor, lookup: VoxelAttributeLookup
+    ) -> Asset:
+        size = self.options.texture_size
+        with self._part("rasterize"):
+            raster = rasterize(layout.vertices, layout.faces, layout.uvs, size, self.budget)
+        with self._part("texels"):
+            texels = bake_texels(raster, lookup, self.budget)
+        found = find_transparency(texels, raster, self.options.alpha_mode)
+        maps = split_maps(texels, alpha=found.mode != "OPAQUE")
+        baked = Baked(
+            layout.vertices, layout.faces, layout.uvs, texels[..., :3], raster, found.mode
+        )
+        with self._part("quality"):
+            report = measure_quality(baked, lookup, self.options.decimation_target)
+        for name, warning in report.warnings().items():
+            logger().warning("quality", job_id=self.scope.job_id, check=name, reason=warning)
+        translucent = found.translucent
+        return Asset(
+            vertices=_to_gltf_axes(layout.vertices),
+            faces=layout.faces.cpu().numpy().astype(np.uint32),
+            normals=_unit(_to_gltf_axes(normals)),
+            uvs=layout.uvs.cpu().numpy(),  # the first row of texels is at v = 0, as glTF has it
+            base_color=maps.base_color,
+            metallic_roughness=maps.metallic_roughness,
+            alpha_mode=found.mode,
+            translucent=None if translucent is None else translucent.cpu().numpy(),
+            double_sided=self.options.shell == "double_sided",
+            quality=report,
+        )
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Time a part, and tell the job how far the bake is."""
+        with self.scope.part(name):
+            yield
+        self._done += 1
+        self.scope.step(min(self._done, _STEPS), _STEPS)
+
+    def _device_for(self, what: str, need: int) -> torch.device:
+        """Return where to compute `what`: on the card if it fits, else on the host if that may be.
+
+        Raises `OutOfVram` where neither is so.
+        """
+        if self.device.type != "cuda":
+            return self.device
+        if self.options.chunked and vram.available(self.device) < need:
+            logger().info("bake_on_host", job_id=self.scope.job_id, step=what, needed_bytes=need)
+            return torch.device("cpu")
+        vram.require_free(what, need)
+        return self.device
 
 
 def _to_gltf_axes(vectors: Tensor) -> NDArray[np.float32]:

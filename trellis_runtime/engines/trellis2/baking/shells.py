@@ -14,7 +14,7 @@ one part of no volume, and it stays as a thin shell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -63,6 +63,10 @@ class ShellReport:
     thin_share: float = 0.0
     hidden_faces: int = 0
     capped_loops: int = 0
+
+    def facts(self) -> dict[str, float]:
+        """Return the report as fields of a log line."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
