@@ -209,6 +209,12 @@ class Remote(_Slice):
         None, description="RunPod API key; the local server keeps it to itself. Unset: no endpoint."
     )
     base_url: str = Field("https://api.runpod.ai/v2", description="Where endpoints answer.")
+    timeout_s: float = Field(
+        3600.0, gt=0, description="Seconds after which a job sent to an endpoint is given up."
+    )
+    silence_s: float = Field(
+        120.0, gt=0, description="Seconds without a usable answer after which it is given up."
+    )
 
 
 class Platform(_Slice):
@@ -218,9 +224,20 @@ class Platform(_Slice):
         None, description="Set by RunPod on a worker; its absence means a local run."
     )
 
+    endpoint_id: str | None = Field(
+        None, description="Set by RunPod on every worker, a load-balancing one's too."
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="Where a load-balancing worker listens (serve)."
+    )
+    port_health: int | None = Field(
+        None, ge=1, le=65535, description="Where it answers /ping; PORT where it is not set."
+    )
+
     @property
     def is_worker(self) -> bool:
-        return self.job_take_url is not None
+        """Whether results must leave this machine: its disk ends with the worker."""
+        return self.job_take_url is not None or self.endpoint_id is not None
 
 
 class Settings(_Slice):
@@ -305,7 +322,12 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_ENDPOINT_API": ("remote", "base_url"),
     "TRELLIS2_LOG_LEVEL": ("logging", "level"),
     "TRELLIS2_LOG_FORMAT": ("logging", "format"),
+    "TRELLIS2_ENDPOINT_TIMEOUT_S": ("remote", "timeout_s"),
+    "TRELLIS2_ENDPOINT_SILENCE_S": ("remote", "silence_s"),
     "RUNPOD_WEBHOOK_GET_JOB": ("platform", "job_take_url"),
+    "RUNPOD_ENDPOINT_ID": ("platform", "endpoint_id"),
+    "PORT": ("platform", "port"),
+    "PORT_HEALTH": ("platform", "port_health"),
 }
 _REQUIRED_FOR_BUCKET = (
     "BUCKET_ENDPOINT_URL",

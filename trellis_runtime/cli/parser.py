@@ -44,6 +44,7 @@ _SCHEMAS = {
     "error": error_schema,
     "health": health_schema,
 }
+_EVERY = "0.0.0.0"  # noqa: S104 - the platform calls from outside the container
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -87,8 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
     summary.set_defaults(run=_stats)
     server = commands.add_parser("serve", help="a page for this machine, and the HTTP form")
-    server.add_argument("--host", default="127.0.0.1", help="only this machine by default")
-    server.add_argument("--port", type=int, default=8000)
+    server.add_argument("--host", help="only this machine by default; on RunPod, every address")
+    server.add_argument("--port", type=int, help="PORT, or 8000")
+    server.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which callers reach it, beside localhost and numbers",
+    )
     server.add_argument(
         "--token-file", type=Path, help="file with the token that callers must send"
     )
@@ -150,19 +158,18 @@ def _bench_cold_start(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     try:
-        import uvicorn
-
-        from trellis_runtime.server import create_app
+        from trellis_runtime.server.listen import listen
     except ImportError as err:
         raise SetupFailed(f"serve needs {err.name}: pip install 'trellis-runtime[serve]'") from None
+    settings = Settings.from_env()
+    platform = settings.platform
+    host = args.host or (_EVERY if platform.endpoint_id else "127.0.0.1")
+    port = args.port or platform.port or 8000
     token = args.token_file.read_text().strip() if args.token_file else None
-    if not token and args.host not in _LOOPBACK:
-        raise SetupFailed(f"--host {args.host} is open to others: give --token-file FILE")
-    app = create_app(Settings.from_env(), token)
-    err_console.print(f"http://{args.host}:{args.port}", style="bold")
-    uvicorn.run(
-        app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=5
-    )
+    if not token and host not in _LOOPBACK and not platform.endpoint_id:
+        raise SetupFailed(f"--host {host} is open to others: give --token-file FILE")
+    err_console.print(f"http://{host}:{port}", style="bold")
+    listen(settings, token, host, port, frozenset(n.lower() for n in [host, *args.allow_host]))
     return 0
 
 

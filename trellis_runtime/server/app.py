@@ -7,38 +7,45 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from trellis_runtime import __version__
 from trellis_runtime.contract.engine import Engine
-from trellis_runtime.contract.request import GenerationRequest
+from trellis_runtime.errors import JobCancelled
 from trellis_runtime.server.guards import (
     ERROR_RESPONSE,
     add_guards,
     answer_response,
     error_response,
+    held_room,
     read_payload,
-    require_room,
 )
+from trellis_runtime.server.openapi import REQUEST_BODY, describe_request
 from trellis_runtime.server.routes_jobs import add_job_routes
 from trellis_runtime.server.served import Served
 from trellis_runtime.settings import Settings
 
+_LOOK_S = 0.25
 STATIC = Path(__file__).parent / "static"
 
 
 def create_app(
-    settings: Settings, token: str | None = None, engine: Engine | None = None
+    settings: Settings,
+    token: str | None = None,
+    engine: Engine | None = None,
+    hosts: frozenset[str] = frozenset(),
 ) -> FastAPI:
     """Return the application; the worker starts beside it, and `/ping` says when it is ready.
 
-    With `token`, all but `/ping` and the page's own files want `Authorization: Bearer TOKEN`.
+    `hosts` are names that it answers to beside localhost and numbers; behind the platform's proxy,
+    every name. With `token`, all but `/ping` and the page's own files want
+    `Authorization: Bearer TOKEN`.
     """
-    served = Served(settings, token)
+    behind_proxy = settings.platform.endpoint_id is not None
+    served = Served(settings, token, None if behind_proxy else hosts)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -56,6 +63,7 @@ def create_app(
         lifespan=lifespan,
         responses={400: ERROR_RESPONSE, 401: ERROR_RESPONSE, 503: ERROR_RESPONSE},
     )
+    describe_request(app)
     add_guards(app, served)
     _add_platform(app, served)
     add_job_routes(app, served)
@@ -68,17 +76,16 @@ def create_app(
     return app
 
 
-def _add_platform(app: FastAPI, served: Served) -> None:
+def _add_platform(app: FastAPI, served: Served) -> None:  # noqa: C901 - four small routes
+    @app.head("/ping", include_in_schema=False)
     @app.get("/ping", responses={200: {}, 204: {"description": "starting"}})
     async def ping() -> Response:
         """Say whether this worker takes jobs: 200 ready, 204 starting, 503 not any more."""
-        if served.failure is not None:
-            return error_response(503, "setup_failed", served.failure)
+        if reason := served.unhealthy():
+            code = "setup_failed" if served.failure is not None else "unhealthy"
+            return error_response(503, code, reason)
         if served.worker is None:
             return Response(status_code=204)
-        state = served.worker.admission.state
-        if served.worker.admission.defunct_reason is not None:
-            return error_response(503, "defunct", f"this worker is {state}")
         return JSONResponse({"status": "ready"})
 
     @app.get("/health")
@@ -95,15 +102,16 @@ def _add_platform(app: FastAPI, served: Served) -> None:
         """Answer Prometheus."""
         return Response(served.metrics.page(served.worker), media_type="text/plain; version=0.0.4")
 
-    @app.post("/generate", responses={413: ERROR_RESPONSE, 422: ERROR_RESPONSE, 429: ERROR_RESPONSE,
+    @app.post("/generate", openapi_extra=REQUEST_BODY, responses={413: ERROR_RESPONSE, 422: ERROR_RESPONSE, 429: ERROR_RESPONSE,
                                       502: ERROR_RESPONSE, 504: ERROR_RESPONSE})  # fmt: skip
-    async def generate(request: Request, body: Annotated[GenerationRequest, Body()]) -> Response:
+    async def generate(request: Request) -> Response:
         """Run one job and answer when it is done."""
         worker, jobs = served.ready()
-        payload = await read_payload(request, served)
-        require_room(worker)
+        with held_room(worker, served):
+            payload = await read_payload(request, served)
         job, task = jobs.submit(payload)
-        await asyncio.wait([task])
-        return answer_response(
-            job.answer or {"error": "cancelled: the job was stopped", "code": "cancelled"}
-        )
+        while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
+            if await request.is_disconnected():  # nobody is left to read the answer
+                await jobs.cancel(job.id)
+        stopped = JobCancelled("the job was stopped").to_wire(job.id)
+        return answer_response(job.answer or stopped)

@@ -11,6 +11,7 @@ import requests
 from trellis_runtime.errors import FetchFailed, InvalidInput
 
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_JOB = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TIMEOUT_S = 30
 _STATES = {"COMPLETED": "done", "FAILED": "failed", "TIMED_OUT": "failed", "CANCELLED": "cancelled"}
 
@@ -29,7 +30,10 @@ class Endpoint:
 
     def run(self, payload: dict[str, Any]) -> str:
         """Submit a job; returns the platform's id for it."""
-        return str(self._call("POST", "run", {"input": payload})["id"])
+        job_id = self._call("POST", "run", {"input": payload}).get("id")
+        if not isinstance(job_id, str) or not _JOB.fullmatch(job_id):
+            raise FetchFailed("the endpoint took the job and named no id for it")
+        return job_id
 
     def status(self, job_id: str) -> dict[str, Any]:
         """Return `state`, `stage`, `progress` and `answer` as a local job's view has them."""
@@ -39,12 +43,17 @@ class Endpoint:
         update = output if isinstance(output, dict) and state == "running" else {}
         if state == "failed" and not isinstance(output, dict):
             output = {"error": str(told.get("error") or "the job failed"), "code": "endpoint"}
-        if state == "done" and isinstance(output, dict) and "error" in output:
+        if state == "done" and not isinstance(output, dict):
+            output = {
+                "error": "the endpoint completed the job without a result",
+                "code": "endpoint",
+            }
+        if state == "done" and "error" in output:
             state = "failed"
         return {
             "state": state,
             "stage": str(update.get("stage", "queued")),
-            "progress": float(update.get("progress", 0.0)),
+            "progress": _fraction(update.get("progress")),
             "answer": None if state == "running" else output,
         }
 
@@ -67,7 +76,15 @@ class Endpoint:
             raise FetchFailed(f"the endpoint cannot be reached ({type(err).__name__})") from None
         if answer.status_code != 200:
             raise FetchFailed(f"the endpoint answered {answer.status_code}")
-        told = answer.json()
+        try:
+            told = answer.json()
+        except ValueError:
+            raise FetchFailed("the endpoint answered no JSON") from None
         if not isinstance(told, dict):
             raise FetchFailed("the endpoint answered no JSON object")
         return told
+
+
+def _fraction(told: Any) -> float:
+    known = isinstance(told, int | float) and 0.0 <= told <= 1.0
+    return float(told) if known else 0.0

@@ -9,22 +9,27 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import LocalStore, folder_of
-from trellis_runtime.errors import WorkerError
+from trellis_runtime.errors import FetchFailed, InternalError, WorkerBusy, WorkerError
+from trellis_runtime.logs import logger
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.worker.worker import Worker
 
+_T = TypeVar("_T")
 State = Literal["running", "done", "failed", "cancelled"]
 
+REMOTE_ROOM = 8  # jobs on endpoints at a time
+_CANCEL_TRIES = 3
 _KEPT = 200
 _REQUEST_NAME = "request.json"
 _HISTORY = 60
@@ -73,13 +78,16 @@ class Jobs:
         self._observe = observe
         self._root = root
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._remote: set[asyncio.Task[None]] = set()
+        # Of their own: an endpoint that is slow must not hold the threads of local jobs.
+        self._remote_threads = ThreadPoolExecutor(REMOTE_ROOM, thread_name_prefix="endpoint")
 
     def submit(
         self, payload: dict[str, Any], endpoint: Endpoint | None = None
     ) -> tuple[Job, asyncio.Task[None]]:
         """Start a job here, or on an endpoint, and return it and its task; nothing is awaited."""
         # An address may carry a credential in its query string.
-        shown = {k: v for k, v in payload.items() if k not in ("image", "image_url")}
+        shown = _without_secrets(payload)
         job = Job(f"web-{uuid.uuid4().hex[:12]}", shown)
         self._jobs[job.id] = job
         while len(self._jobs) > _KEPT:
@@ -87,7 +95,15 @@ class Jobs:
         work = self._run(job, payload) if endpoint is None else self._send(job, payload, endpoint)
         job.task = asyncio.create_task(work)
         job.task.add_done_callback(lambda _task: self._observe(job.answer))
+        if endpoint is not None:
+            self._remote.add(job.task)
+            job.task.add_done_callback(self._remote.discard)
         return job, job.task
+
+    def require_remote_room(self) -> None:
+        """Raise `WorkerBusy` where as many jobs are on endpoints as may be."""
+        if len(self._remote) >= REMOTE_ROOM:
+            raise WorkerBusy(f"{REMOTE_ROOM} jobs are on endpoints; wait until one has ended")
 
     def find(self, job_id: str) -> dict[str, Any] | None:
         """Return a job's view, from memory or from its folder; None when there is none."""
@@ -148,31 +164,53 @@ class Jobs:
             await asyncio.to_thread(self._remember, job)
 
     async def _send(self, job: Job, payload: dict[str, Any], endpoint: Endpoint) -> None:
-        """Run a job on an endpoint and bring its files here."""
-        remote_id: str | None = None
+        """Run a job on an endpoint and bring its files here; it ends within a bound."""
+        submitting = asyncio.ensure_future(self._on_thread(endpoint.run, payload))
         try:
-            remote_id = await asyncio.to_thread(endpoint.run, payload)
-            view = await self._until_ended(job, endpoint, remote_id)
+            async with asyncio.timeout(self._worker.settings.remote.timeout_s):
+                remote_id = await asyncio.shield(submitting)
+                view = await self._until_ended(job, endpoint, remote_id)
             if view["state"] == "done":
-                await asyncio.to_thread(self._bring, job, view["answer"])
+                await self._on_thread(self._bring, job, view["answer"])
             await _finish(job, view["state"], view["answer"])
         except asyncio.CancelledError:
-            if remote_id is not None:
-                await asyncio.to_thread(endpoint.cancel, remote_id)
+            await self._withdraw(endpoint, submitting)
             await _finish(job, "cancelled", None)
             raise
-        except WorkerError as err:
-            await _finish(job, "failed", err.to_wire(job.id))
-        if job.state == "done":
-            await asyncio.to_thread(self._remember, job)
+        except Exception as err:  # noqa: BLE001 - whatever an endpoint sends, the job ends
+            await self._withdraw(endpoint, submitting)
+            await _finish(job, "failed", _reported(err).to_wire(job.id))
 
     async def _until_ended(self, job: Job, endpoint: Endpoint, remote_id: str) -> dict[str, Any]:
+        """Poll until the job has ended there; raises `FetchFailed` after too long a silence."""
+        heard = time.monotonic()
         while True:
-            view = await asyncio.to_thread(endpoint.status, remote_id)
-            if view["state"] != "running":
-                return view
-            await _advance(job, view)
+            try:
+                view = await self._on_thread(endpoint.status, remote_id)
+            except FetchFailed:  # a proxy's 502, say: the job runs on, and costs
+                if time.monotonic() - heard > self._worker.settings.remote.silence_s:
+                    raise
+            else:
+                heard = time.monotonic()
+                if view["state"] != "running":
+                    return view
+                await _advance(job, view)
             await asyncio.sleep(_POLL_S)
+
+    async def _withdraw(self, endpoint: Endpoint, submitting: asyncio.Future[str]) -> None:
+        """Cancel there what was submitted, or is just being: it would run on at a cost."""
+        with suppress(WorkerError):
+            remote_id = await submitting
+            for _ in range(_CANCEL_TRIES):
+                with suppress(FetchFailed):
+                    await self._on_thread(endpoint.cancel, remote_id)
+                    return
+                await asyncio.sleep(_POLL_S)
+            logger().warning("endpoint_cancel_failed", remote_id=remote_id)
+
+    async def _on_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._remote_threads, work, *arguments)
 
     def _bring(self, job: Job, answer: dict[str, Any]) -> None:
         """Put an answer's files into this machine's folder; what was inline leaves the answer."""
@@ -234,3 +272,20 @@ async def _finish(job: Job, state: State, answer: dict[str, Any] | None) -> None
         job.progress = 1.0 if state == "done" else job.progress
         job.version += 1
         job.changed.notify_all()
+
+
+def _reported(err: Exception) -> WorkerError:
+    if isinstance(err, WorkerError):
+        return err
+    if isinstance(err, TimeoutError):
+        return FetchFailed("the endpoint did not end the job in time (TRELLIS2_ENDPOINT_TIMEOUT_S)")
+    logger().error("endpoint_failed", exc_info=err)
+    return InternalError("the endpoint's answer cannot be used; see this server's log")
+
+
+def _without_secrets(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a request as it may be shown: no picture, and no address that may hold a signature."""
+    shown = {k: v for k, v in payload.items() if k not in ("image", "image_url")}
+    if isinstance(output := shown.get("output"), dict):
+        shown["output"] = {k: v for k, v in output.items() if not k.startswith("upload")}
+    return shown

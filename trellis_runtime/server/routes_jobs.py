@@ -9,23 +9,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from trellis_runtime.assets.glb_reader import read_glb
 from trellis_runtime.contract.files import MODEL, RESULT_FILES
-from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.errors import InvalidInput
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
     ERROR_RESPONSE,
     error_response,
+    held_room,
     read_payload,
-    require_room,
 )
 from trellis_runtime.server.jobs import Jobs
+from trellis_runtime.server.openapi import REQUEST_BODY
 from trellis_runtime.server.served import Served
 from trellis_runtime.worker.worker import Worker
 
@@ -43,18 +43,25 @@ def add_job_routes(app: FastAPI, served: Served) -> None:
 def _add_lifecycle(app: FastAPI, served: Served) -> None:
     """Add: submit, list, show, follow, cancel."""
 
-    @app.post("/jobs", status_code=202, responses={413: ERROR_RESPONSE, 429: ERROR_RESPONSE})
+    @app.post(
+        "/jobs",
+        status_code=202,
+        openapi_extra=REQUEST_BODY,
+        responses={413: ERROR_RESPONSE, 429: ERROR_RESPONSE},
+    )
     async def submit(
         request: Request,
-        body: Annotated[GenerationRequest, Body()],
         endpoint: Annotated[str | None, Query(pattern=_ENDPOINT_ID)] = None,
     ) -> Response:
         """Start a job here, or on a RunPod endpoint; follow it at /jobs/{id}/events."""
         worker, jobs = served.ready()
-        payload = await read_payload(request, served)
         remote = _remote(worker, endpoint)
         if remote is None:
-            require_room(worker)
+            with held_room(worker, served):
+                payload = await read_payload(request, served)
+        else:
+            jobs.require_remote_room()
+            payload = await read_payload(request, served)
         job, _ = jobs.submit(payload, remote)
         return JSONResponse(job.view(), status_code=202)
 
