@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from tests.test_server import body, free_port, serving
+from trellis_runtime.contract.files import MODEL
 
 KEYS = {"error", "code", "retryable", "job_id", "field"}
 
@@ -72,7 +75,7 @@ def test_a_signature_is_not_shown(url: str) -> None:
 
 def test_a_caller_who_leaves_ends_the_job(url: str) -> None:
     with pytest.raises(requests.ReadTimeout):
-        long = body(preset="best", decimation_target=400_000, texture_size=4096)
+        long = body(preset="balanced", decimation_target=60_000, output={"turntable": True})
         requests.post(f"{url}/generate", json=long, timeout=0.5)
     for _ in range(200):
         newest = requests.get(f"{url}/jobs", timeout=9).json()[0]
@@ -99,7 +102,7 @@ def test_on_the_platform_health_has_its_port_and_no_result_is_a_file(tmp_path: P
         made = requests.post(f"{url}/generate", json=body(), headers=proxied, timeout=120)
         assert made.status_code == 200, made.text
         assert "file://" not in made.text
-        assert made.json()["model"]["base64"]
+        assert made.json()[MODEL.field]["base64"]
 
 
 def test_a_full_disk_turns_ping_unhealthy(tmp_path: Path) -> None:
@@ -125,3 +128,34 @@ def test_a_full_disk_turns_ping_unhealthy(tmp_path: Path) -> None:
                 time.sleep(0.05)
             assert answer.status_code == 503
             assert "kernel" not in answer.text
+
+
+def test_an_inline_answer_reaches_its_caller_and_is_not_kept(url: str) -> None:
+    inline = body(output={"delivery": "inline"})
+    made = requests.post(f"{url}/generate", json=inline, timeout=120).json()
+    assert made[MODEL.field]["base64"]
+    kept = requests.get(f"{url}/jobs/{made['job_id']}", timeout=9)
+    assert kept.json()["state"] == "done"
+    assert "base64" not in kept.text
+
+
+@pytest.mark.parametrize(("grace", "status"), [("60", 200), ("0.2", 503)])
+def test_sigterm_gives_a_job_its_grace_and_then_an_answer(
+    tmp_path: Path, grace: str, status: int
+) -> None:
+    long = body(preset="balanced", decimation_target=60_000, output={"turntable": True})
+    with serving(tmp_path, TRELLIS2_SHUTDOWN_GRACE_S=grace) as url:
+        port = int(url.rsplit(":", 1)[1])
+        (server,) = {
+            c.pid for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.laddr.port == port
+        }  # fmt: skip
+        with ThreadPoolExecutor(1) as caller:
+            asked = caller.submit(requests.post, f"{url}/generate", json=long, timeout=120)
+            while not requests.get(f"{url}/jobs", timeout=9).json():
+                time.sleep(0.02)
+            psutil.Process(server).terminate()
+            answer = asked.result(120)
+    assert answer.status_code == status, answer.text
+    if status == 503:
+        assert (answer.json()["code"], set(answer.json())) == ("worker_stopping", KEYS)

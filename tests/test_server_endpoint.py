@@ -60,7 +60,7 @@ def beside(endpoint: Endpoint, out: Path) -> Iterator[str]:
     threading.Thread(target=endpoint.serve_forever, daemon=True).start()
     variables = {
         "TRELLIS2_ENDPOINT_API": f"http://127.0.0.1:{endpoint.server_port}",
-        "RUNPOD_API_KEY": "k", "TRELLIS2_ENDPOINT_SILENCE_S": "2",
+        "RUNPOD_API_KEY": "k", "TRELLIS2_ENDPOINT_SILENCE_S": "4",
     }  # fmt: skip
     try:
         with serving(out, **variables) as url:

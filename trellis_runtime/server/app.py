@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -14,7 +15,6 @@ from fastapi.staticfiles import StaticFiles
 
 from trellis_runtime import __version__
 from trellis_runtime.contract.engine import Engine
-from trellis_runtime.errors import JobCancelled
 from trellis_runtime.server.guards import (
     ERROR_RESPONSE,
     add_guards,
@@ -51,10 +51,9 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         thread = threading.Thread(target=served.start, args=(engine,), name="start", daemon=True)
         thread.start()
+        served.loop = asyncio.get_running_loop()
         yield
-        if served.worker is not None:
-            served.worker.admission.drain()
-            await asyncio.to_thread(served.worker.close)
+        await served.leave()
 
     app = FastAPI(
         title="trellis-runtime",
@@ -67,6 +66,7 @@ def create_app(
     add_guards(app, served)
     _add_platform(app, served)
     add_job_routes(app, served)
+    app.state.served = served
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.get("/", include_in_schema=False)
@@ -102,16 +102,17 @@ def _add_platform(app: FastAPI, served: Served) -> None:  # noqa: C901 - four sm
         """Answer Prometheus."""
         return Response(served.metrics.page(served.worker), media_type="text/plain; version=0.0.4")
 
-    @app.post("/generate", openapi_extra=REQUEST_BODY, responses={413: ERROR_RESPONSE, 422: ERROR_RESPONSE, 429: ERROR_RESPONSE,
-                                      502: ERROR_RESPONSE, 504: ERROR_RESPONSE})  # fmt: skip
+    failures: dict[int | str, Any] = dict.fromkeys((413, 422, 429, 502, 504), ERROR_RESPONSE)
+
+    @app.post("/generate", openapi_extra=REQUEST_BODY, responses=failures)
     async def generate(request: Request) -> Response:
         """Run one job and answer when it is done."""
         worker, jobs = served.ready()
         with held_room(worker, served):
             payload = await read_payload(request, served)
-        job, task = jobs.submit(payload)
+        job, task = jobs.submit(payload, keep=False)
         while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
             if await request.is_disconnected():  # nobody is left to read the answer
                 await jobs.cancel(job.id)
-        stopped = JobCancelled("the job was stopped").to_wire(job.id)
-        return answer_response(job.answer or stopped)
+        answer = None if task.cancelled() else task.result()
+        return answer_response(answer or served.stopped().to_wire(job.id))

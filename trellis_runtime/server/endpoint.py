@@ -86,5 +86,6 @@ class Endpoint:
 
 
 def _fraction(told: Any) -> float:
-    known = isinstance(told, int | float) and 0.0 <= told <= 1.0
-    return float(told) if known else 0.0
+    if isinstance(told, int | float) and 0.0 <= told <= 1.0:
+        return float(told)
+    return 0.0

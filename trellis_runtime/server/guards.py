@@ -73,11 +73,10 @@ def add_guards(app: FastAPI, served: Served) -> None:  # noqa: C901 - four small
         path = request.scope["path"]  # not request.url, which is made of the Host header
         if path != "/ping" and (refusal := foreign(request, served.hosts)):
             return error_response(403, "foreign_page", refusal)
-        if served.token and path != "/" and not path.startswith(_OPEN_PATHS):
-            if not _has_token(request, served.token):
-                return error_response(
-                    401, "unauthorized", "a token is needed: Authorization: Bearer ..."
-                )
+        guarded = served.token and path != "/" and not path.startswith(_OPEN_PATHS)
+        if guarded and not _has_token(request, served.token):
+            message = "a token is needed: Authorization: Bearer ..."
+            return error_response(401, "unauthorized", message)
         if "transfer-encoding" in request.headers:  # a body of no stated length has no bound
             return error_response(
                 411, "length_required", "the body must come with its Content-Length"
@@ -214,7 +213,7 @@ def _is_own(name: str, hosts: frozenset[str]) -> bool:
     return True
 
 
-def _has_token(request: Request, token: str) -> bool:
+def _has_token(request: Request, token: str | None) -> bool:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    right = hmac.compare_digest(given.strip().encode(), token.encode())
+    right = hmac.compare_digest(given.strip().encode(), (token or "").encode())
     return right and scheme.lower() == "bearer"  # RFC 9110, 11.1: schemes have no case

@@ -25,6 +25,8 @@ from trellis_runtime.logs import logger
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.worker.worker import Worker
 
+Answer = dict[str, Any] | None
+Task = asyncio.Task[Answer]
 _T = TypeVar("_T")
 State = Literal["running", "done", "failed", "cancelled"]
 
@@ -52,7 +54,7 @@ class Job:
     answer: dict[str, Any] | None = None
     version: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    task: asyncio.Task[None] | None = None
+    task: Task | None = None
 
     def view(self) -> dict[str, Any]:
         """Return what the page and the API show of it."""
@@ -78,21 +80,29 @@ class Jobs:
         self._observe = observe
         self._root = root
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._remote: set[asyncio.Task[None]] = set()
+        self._remote: set[Task] = set()
         # Of their own: an endpoint that is slow must not hold the threads of local jobs.
         self._remote_threads = ThreadPoolExecutor(REMOTE_ROOM, thread_name_prefix="endpoint")
 
     def submit(
-        self, payload: dict[str, Any], endpoint: Endpoint | None = None
-    ) -> tuple[Job, asyncio.Task[None]]:
-        """Start a job here, or on an endpoint, and return it and its task; nothing is awaited."""
+        self, payload: dict[str, Any], endpoint: Endpoint | None = None, *, keep: bool = True
+    ) -> tuple[Job, Task]:
+        """Start a job here, or on an endpoint, and return it and its task; nothing is awaited.
+
+        The task returns the whole answer of a job that ran here. What is remembered of an inline
+        one is without its files, which go to this machine's folder where `keep` says so.
+        """
         # An address may carry a credential in its query string.
         shown = _without_secrets(payload)
         job = Job(f"web-{uuid.uuid4().hex[:12]}", shown)
         self._jobs[job.id] = job
         while len(self._jobs) > _KEPT:
             self._jobs.popitem(last=False)
-        work = self._run(job, payload) if endpoint is None else self._send(job, payload, endpoint)
+        work = (
+            self._run(job, payload, keep)
+            if endpoint is None
+            else self._send(job, payload, endpoint)
+        )
         job.task = asyncio.create_task(work)
         job.task.add_done_callback(lambda _task: self._observe(job.answer))
         if endpoint is not None:
@@ -104,6 +114,19 @@ class Jobs:
         """Raise `WorkerBusy` where as many jobs are on endpoints as may be."""
         if len(self._remote) >= REMOTE_ROOM:
             raise WorkerBusy(f"{REMOTE_ROOM} jobs are on endpoints; wait until one has ended")
+
+    def stop_all(self) -> None:
+        """Cancel every job that runs, here and on endpoints."""
+        for task in self._running():
+            task.cancel()
+
+    async def late_after(self, seconds: float) -> bool:
+        """Wait for the jobs that run; returns whether one has not ended in time."""
+        tasks = self._running()
+        return bool(tasks and (await asyncio.wait(tasks, timeout=seconds))[1])
+
+    def _running(self) -> list[Task]:
+        return [j.task for j in self._jobs.values() if j.task is not None and not j.task.done()]
 
     def find(self, job_id: str) -> dict[str, Any] | None:
         """Return a job's view, from memory or from its folder; None when there is none."""
@@ -148,7 +171,7 @@ class Jobs:
             except TimeoutError:
                 yield None
 
-    async def _run(self, job: Job, payload: dict[str, Any]) -> None:
+    async def _run(self, job: Job, payload: dict[str, Any], keep: bool) -> Answer:
         loop = asyncio.get_running_loop()
 
         def notify(update: dict[str, Any]) -> None:
@@ -159,11 +182,16 @@ class Jobs:
         except asyncio.CancelledError:
             await _finish(job, "cancelled", None)
             raise
-        await _finish(job, "failed" if "error" in answer else "done", answer)
+        kept = _without_files(answer)
+        if kept != answer and keep:
+            brought = {k: dict(v) if isinstance(v, dict) else v for k, v in answer.items()}
+            await asyncio.to_thread(self._bring, job, brought)
+        await _finish(job, "failed" if "error" in answer else "done", kept)
         if job.state == "done":
             await asyncio.to_thread(self._remember, job)
+        return answer
 
-    async def _send(self, job: Job, payload: dict[str, Any], endpoint: Endpoint) -> None:
+    async def _send(self, job: Job, payload: dict[str, Any], endpoint: Endpoint) -> Answer:
         """Run a job on an endpoint and bring its files here; it ends within a bound."""
         submitting = asyncio.ensure_future(self._on_thread(endpoint.run, payload))
         try:
@@ -180,6 +208,7 @@ class Jobs:
         except Exception as err:  # noqa: BLE001 - whatever an endpoint sends, the job ends
             await self._withdraw(endpoint, submitting)
             await _finish(job, "failed", _reported(err).to_wire(job.id))
+        return job.answer
 
     async def _until_ended(self, job: Job, endpoint: Endpoint, remote_id: str) -> dict[str, Any]:
         """Poll until the job has ended there; raises `FetchFailed` after too long a silence."""
@@ -281,6 +310,15 @@ def _reported(err: Exception) -> WorkerError:
         return FetchFailed("the endpoint did not end the job in time (TRELLIS2_ENDPOINT_TIMEOUT_S)")
     logger().error("endpoint_failed", exc_info=err)
     return InternalError("the endpoint's answer cannot be used; see this server's log")
+
+
+def _without_files(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer without the files that are inline: they are not kept in memory."""
+    kept = dict(answer)
+    for file in ARTIFACTS:
+        if isinstance(told := kept.get(file.field), dict):
+            kept[file.field] = {k: v for k, v in told.items() if k != "base64"}
+    return kept
 
 
 def _without_secrets(payload: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import threading
 from asyncio import Transport
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trellis_runtime.server.app import create_app
+from trellis_runtime.server.served import STOP_S, Served
 from trellis_runtime.settings import Settings
 
 MAX_CONNECTIONS = 512  # below the 1,024 files that a process may have open
@@ -42,6 +44,19 @@ class BoundedProtocol(H11Protocol):
             self.loop.call_later(HEADER_S, self._close_if_idle, self.cycle if waits else None)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's own; the grace of the jobs in hand begins with the signal."""
+
+    def __init__(self, config: uvicorn.Config, served: Served) -> None:
+        super().__init__(config)
+        self._served = served
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take no further job, then let uvicorn end its connections."""
+        self._served.drain()
+        super().handle_exit(sig, frame)
+
+
 def listen(
     settings: Settings, token: str | None, host: str, port: int, hosts: frozenset[str]
 ) -> None:
@@ -56,4 +71,7 @@ def listen(
             uvicorn.Config(app, host=host, port=health, lifespan="off", **config)
         )
         threading.Thread(target=server.run, name="health", daemon=True).start()
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=grace, **config)
+    own = uvicorn.Config(
+        app, host=host, port=port, timeout_graceful_shutdown=grace + int(STOP_S), **config
+    )
+    _Server(own, app.state.served).run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 import time
 
@@ -9,13 +11,14 @@ from starlette.exceptions import HTTPException
 
 from trellis_runtime.contract.engine import Engine
 from trellis_runtime.delivery.s3 import require_bucket
-from trellis_runtime.errors import SetupFailed, WorkerError
+from trellis_runtime.errors import JobCancelled, SetupFailed, WorkerError, WorkerStopping
 from trellis_runtime.logs import logger
 from trellis_runtime.server.jobs import Jobs
 from trellis_runtime.server.metrics import Metrics
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.worker import Worker
 
+STOP_S = 5.0  # for a job to leave once it is told to
 _BUCKET_S = 30.0  # between looks at the bucket
 
 
@@ -24,6 +27,8 @@ class Served:
 
     def __init__(self, settings: Settings, token: str | None, hosts: frozenset[str] | None) -> None:
         self.settings, self.token, self.hosts = settings, token, hosts
+        self.is_stopping = False
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.reading = 0  # bodies on their way
         self.dead_bucket: str | None = None
         self.metrics = Metrics()
@@ -61,9 +66,39 @@ class Served:
         if self.failure is not None or self.worker is None:
             return self.failure
         admission = self.worker.admission
-        if admission.defunct_reason is not None:
+        if self.is_stopping or admission.defunct_reason is not None:
             return f"this worker is {admission.state}"
         return admission.disk_shortage() or self.dead_bucket
+
+    def stopped(self) -> WorkerError:
+        """Return what a caller is told whose job was stopped."""
+        if self.is_stopping:
+            return WorkerStopping("this server stops, and the job's time of grace is over")
+        return JobCancelled("the job was stopped")
+
+    def drain(self) -> None:
+        """Take no further job; those in hand are stopped when their grace is over."""
+        if self.is_stopping or self.worker is None:
+            return
+        self.is_stopping = True
+        self.worker.admission.drain()
+        timer = threading.Timer(self.settings.jobs.grace_s, self._stop_jobs)
+        timer.daemon = True
+        timer.start()
+
+    async def leave(self) -> None:
+        """Wait for the jobs in hand; a job that cannot be stopped ends with the process."""
+        self.drain()
+        if self.worker is None or self.jobs is None:
+            return
+        if await self.jobs.late_after(self.settings.jobs.grace_s + STOP_S):
+            logger().error("grace_period_over")
+            os._exit(1)
+        await asyncio.to_thread(self.worker.close)
+
+    def _stop_jobs(self) -> None:
+        if self.jobs is not None and self.loop is not None and self.loop.is_running():
+            self.loop.call_soon_threadsafe(self.jobs.stop_all)
 
     def _watch_bucket(self) -> None:
         while True:
