@@ -519,4 +519,88 @@ _GPU_ENGINE: tuple[Mutant, ...] = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE
+_SERVER_DOORS: tuple[Mutant, ...] = (
+    Mutant(
+        "a foreign Host is refused",
+        "trellis_runtime/server/guards.py",
+        '    if name == "localhost" or name in hosts:\n        return True',
+        "    if name is not None:\n        return True",
+        ("tests/test_server_doors.py::test_a_foreign_host_reaches_nothing",),
+    ),
+    Mutant(
+        "a page of another origin is refused",
+        "trellis_runtime/server/guards.py",
+        "if origin is not None and urlsplit",
+        'if origin == "" and urlsplit',
+        ("tests/test_server_doors.py::test_a_page_of_another_origin_is_refused",),
+    ),
+    Mutant(
+        "a caller who leaves ends the job",
+        "trellis_runtime/server/app.py",
+        "[task, left], return_when=asyncio.FIRST_COMPLETED",
+        "[task]",
+        ("tests/test_server_doors.py::test_a_caller_who_leaves_ends_the_job",),
+    ),
+    Mutant(
+        "half-sent headers are ended",
+        "trellis_runtime/server/listen.py",
+        "if waits and (self.cycle is None or self.cycle is last):",
+        "if waits and self.cycle is not None and self.cycle is last:",
+        ("tests/test_server_doors.py::test_half_sent_headers_are_ended",),
+    ),
+    Mutant(
+        "an upload's address is not shown",
+        "trellis_runtime/server/jobs.py",
+        'if not k.startswith("upload")',
+        "if k",
+        ("tests/test_server_doors.py::test_a_signature_is_not_shown",),
+    ),
+    Mutant(
+        "inline files are not kept in memory",
+        "trellis_runtime/server/jobs.py",
+        'if k != "base64"}',
+        "if k}",
+        ("tests/test_server_doors.py::test_an_inline_answer_reaches_its_caller_and_is_not_kept",),
+    ),
+    Mutant(
+        "no result of a worker is a file",
+        "trellis_runtime/settings.py",
+        " or self.endpoint_id is not None",
+        "",
+        (
+            "tests/test_server_doors.py::test_on_the_platform_health_has_its_port_and_no_result_is_a_file",
+        ),
+    ),
+    Mutant(
+        "a full disk turns /ping unhealthy",
+        "trellis_runtime/server/served.py",
+        "return admission.disk_shortage() or self.dead_bucket",
+        "return self.dead_bucket",
+        ("tests/test_server_doors.py::test_a_full_disk_turns_ping_unhealthy",),
+    ),
+    Mutant(
+        "a 502 while polling is lived through",
+        "trellis_runtime/server/jobs.py",
+        "- heard > self._worker.settings.remote.silence_s:",
+        "- heard >= 0:",
+        ("tests/test_server_endpoint.py::test_a_502_while_polling_is_lived_through",),
+    ),
+    Mutant(
+        "a cancel during submit is carried to the endpoint",
+        "trellis_runtime/server/jobs.py",
+        "remote_id = await asyncio.shield(submitting)",
+        "remote_id = await submitting",
+        ("tests/test_server_endpoint.py::test_a_cancel_during_submit_is_carried_there",),
+    ),
+    Mutant(
+        "jobs on endpoints are bounded",
+        "trellis_runtime/server/jobs.py",
+        "if len(self._remote) >= REMOTE_ROOM:",
+        "if len(self._remote) > 99 * REMOTE_ROOM:",
+        (
+            "tests/test_server_endpoint.py::test_jobs_on_endpoints_are_bounded_and_leave_local_ones_alone",
+        ),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _SERVER_DOORS

@@ -28,7 +28,6 @@ from trellis_runtime.server.routes_jobs import add_job_routes
 from trellis_runtime.server.served import Served
 from trellis_runtime.settings import Settings
 
-_LOOK_S = 0.25
 STATIC = Path(__file__).parent / "static"
 
 
@@ -111,8 +110,11 @@ def _add_platform(app: FastAPI, served: Served) -> None:  # noqa: C901 - four sm
         with held_room(worker, served):
             payload = await read_payload(request, served)
         job, task = jobs.submit(payload, keep=False)
-        while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
-            if await request.is_disconnected():  # nobody is left to read the answer
-                await jobs.cancel(job.id)
+        # After the body, all that can still be received is that the caller has left.
+        left = asyncio.ensure_future(request.receive())
+        await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        if not task.done():
+            await jobs.cancel(job.id)
         answer = None if task.cancelled() else task.result()
         return answer_response(answer or served.stopped().to_wire(job.id))

@@ -48,7 +48,7 @@ class Endpoint:
                 "error": "the endpoint completed the job without a result",
                 "code": "endpoint",
             }
-        if state == "done" and "error" in output:
+        if state == "done" and isinstance(output, dict) and "error" in output:
             state = "failed"
         return {
             "state": state,
