@@ -75,7 +75,7 @@ def create_app(
     return app
 
 
-def _add_platform(app: FastAPI, served: Served) -> None:  # noqa: C901 - four small routes
+def _add_platform(app: FastAPI, served: Served) -> None:
     @app.head("/ping", include_in_schema=False)
     @app.get("/ping", responses={200: {}, 204: {"description": "starting"}})
     async def ping() -> Response:

@@ -1,4 +1,7 @@
-"""Jobs that came by HTTP: started, followed, cancelled, and remembered on this machine's disk."""
+"""Jobs that came by HTTP: started, followed, cancelled, and remembered on this machine's disk.
+
+Long because a job's whole life, here or on an endpoint, is one class's state.
+"""
 
 from __future__ import annotations
 
@@ -179,13 +182,15 @@ class Jobs:
 
         try:
             answer = await self._worker.handle({"id": job.id, "input": payload}, notify)
+            kept = _without_files(answer)
+            if keep and kept != answer:
+                brought = {k: dict(v) if isinstance(v, dict) else v for k, v in answer.items()}
+                await asyncio.to_thread(self._bring, job, brought)
         except asyncio.CancelledError:
             await _finish(job, "cancelled", None)
             raise
-        kept = _without_files(answer)
-        if kept != answer and keep:
-            brought = {k: dict(v) if isinstance(v, dict) else v for k, v in answer.items()}
-            await asyncio.to_thread(self._bring, job, brought)
+        except (WorkerError, OSError) as err:  # its files cannot be written here
+            answer = kept = _reported(err).to_wire(job.id)
         await _finish(job, "failed" if "error" in answer else "done", kept)
         if job.state == "done":
             await asyncio.to_thread(self._remember, job)
@@ -316,7 +321,8 @@ def _without_files(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer without the files that are inline: they are not kept in memory."""
     kept = dict(answer)
     for file in ARTIFACTS:
-        if isinstance(told := kept.get(file.field), dict):
+        told = kept.get(file.field)
+        if told and told.get("base64"):
             kept[file.field] = {k: v for k, v in told.items() if k != "base64"}
     return kept
 
