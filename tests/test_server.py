@@ -227,7 +227,8 @@ def test_ping_is_204_while_starting_and_health_is_bounded(
 ) -> None:
     monkeypatch.setattr(worker_module, "HEALTH_TIMEOUT_S", 0.2)
     engine = Slow()
-    with TestClient(create_app(app_settings(tmp_path), engine=engine)) as client:
+    app = create_app(app_settings(tmp_path), engine=engine)
+    with TestClient(app, base_url="http://localhost") as client:
         assert client.get("/ping").status_code == 204
         assert client.get("/health").status_code == 503
         engine.may_load.set()

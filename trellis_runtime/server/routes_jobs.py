@@ -37,11 +37,12 @@ JobId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 def add_job_routes(app: FastAPI, served: Served) -> None:
     """Add the routes under /jobs."""
     _add_lifecycle(app, served)
+    _add_views(app, served)
     _add_files(app, served)
 
 
 def _add_lifecycle(app: FastAPI, served: Served) -> None:
-    """Add: submit, list, show, follow, cancel."""
+    """Add: submit and cancel."""
 
     @app.post(
         "/jobs",
@@ -65,6 +66,19 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
         job, _ = jobs.submit(payload, remote)
         return JSONResponse(job.view(), status_code=202)
 
+    @app.post("/jobs/{job_id}/cancel", responses={404: ERROR_RESPONSE, 409: ERROR_RESPONSE})
+    async def cancel(job_id: JobId) -> Response:
+        """Stop a running job; the answer comes once it has left the GPU."""
+        _, jobs = served.ready()
+        _found(jobs.find(job_id))
+        if not await jobs.cancel(job_id):
+            return error_response(409, "not_running", f"job {job_id} is not running")
+        return JSONResponse(_found(jobs.find(job_id)))
+
+
+def _add_views(app: FastAPI, served: Served) -> None:
+    """Add: list, show, follow."""
+
     @app.get("/jobs")
     async def history() -> Response:
         """List this machine's jobs, newest first."""
@@ -84,15 +98,6 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
         _found(jobs.find(job_id))
         return StreamingResponse(_event_lines(jobs, job_id), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store"})  # fmt: skip
-
-    @app.post("/jobs/{job_id}/cancel", responses={404: ERROR_RESPONSE, 409: ERROR_RESPONSE})
-    async def cancel(job_id: JobId) -> Response:
-        """Stop a running job; the answer comes once it has left the GPU."""
-        _, jobs = served.ready()
-        _found(jobs.find(job_id))
-        if not await jobs.cancel(job_id):
-            return error_response(409, "not_running", f"job {job_id} is not running")
-        return JSONResponse(_found(jobs.find(job_id)))
 
 
 def _add_files(app: FastAPI, served: Served) -> None:
