@@ -422,7 +422,8 @@ def test_progress_of_all_stages_is_one_job() -> None:
 
 
 def client(tmp_path: Path, token: str | None = None, **variables: str) -> TestClient:
-    return TestClient(create_app(Settings.from_env(environment(tmp_path, **variables)), token))
+    app = create_app(Settings.from_env(environment(tmp_path, **variables)), token)
+    return TestClient(app, base_url="http://localhost")
 
 
 def test_a_wrong_token_is_refused(tmp_path: Path) -> None:
