@@ -16,6 +16,7 @@ from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
+from trellis_runtime.engines.trellis2.upstream.adapter import Rows
 from trellis_runtime.engines.trellis2.baking.bake import bake
 from trellis_runtime.engines.trellis2.upstream.adapter import sampler_parameters
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
@@ -223,7 +224,7 @@ def _random_tokens(pipeline: Any, tokens: int, side: int) -> Any:
     cells = torch.randperm(side**3, device="cuda")[:tokens].sort().values
     parts = [cells * 0, cells // side // side, cells // side % side, cells % side]
     feats = torch.randn(tokens, 32, device="cuda")
-    return pipeline.sparse_tensor(feats, torch.stack(parts, 1).int())
+    return pipeline.sparse(Rows(feats, torch.stack(parts, 1).int()))
 
 
 def _seconds(call: Any, runs: int = 5) -> float:
