@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking.apart import move_apart
 from trellis_runtime.engines.trellis2.baking.caps import (
     cap_loops,
     split_doubled,
@@ -48,8 +49,6 @@ from trellis_runtime.errors import MeshRejected
 _THIN = 0.05  # voxels of mean thickness, below which a part of sides encloses nothing
 _SPECK = 1e-5  # of all area: a smaller closed part is dropped, as upstream's clean-up does
 _APART = 0.02  # voxels that copies of one place move, so that welding does not undo them
-_WELD = 1e-6  # of the mesh's size: what counts as one place
-_ROUNDS = 8
 _BYTES_PER_FACE = 900
 
 
@@ -133,7 +132,7 @@ def repair_shells(vertices: Tensor, faces: Tensor, voxel: float) -> Shells:
         kept = torch.arange(2 * len(faces), device=faces.device) % 2 == 0
         made = _assembled(vertices, faces, links, kept)
         vertices, faces = _moved_apart(made, 0.0, _APART * voxel), made.faces
-    return _finished(_unmet(vertices.float(), faces, _APART * voxel), faces)
+    return _finished(move_apart(vertices.float(), faces, _APART * voxel), faces)
 
 
 def orient_double_sided(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,87 +223,17 @@ def _used_by(faces: Tensor, count: int) -> Tensor:
 def _moved_apart(mesh: _Assembled, thickness: float, least: float) -> Tensor:
     """Return points (V, 3) where copies of one vertex stand apart.
 
-    The two sides of a sheet move outwards, and where nothing solid is at them to half of
-    `thickness`; solids that touch draw back by `least`. What meets even then is moved on.
+    Each moves outwards, into the air that its faces share, so that a sheet has two sides and
+    solids that touch along an edge are joined there; sheets to half of `thickness` each, where no
+    solid is at them. What meets even then is moved on.
     """
     points = mesh.points
     uses = torch.bincount(mesh.source[mesh.source >= 0], minlength=1)
     copied = (mesh.source >= 0) & (uses[mesh.source.clamp(min=0)] > 1)
     far = torch.where(mesh.sheet & ~mesh.solid, max(least, thickness / 2), least)
-    far = torch.where(mesh.sheet, far, -far) * copied
-    points = points + vertex_normals(points, mesh.faces) * far[:, None].float()
-    return _unmet(points.float(), mesh.faces, least)
-
-
-def _unmet(points: Tensor, faces: Tensor, step: float) -> Tensor:
-    """Return points (V, 3) no two of which a welding at a millionth would join, whatever its grid.
-
-    Those that meet move on along their normals, and a little towards their neighbours' middle;
-    from the fifth round on each its own way, by its number. Raises `MeshRejected` where that does
-    not do.
-    """
-    cell = min(_WELD * max(float((points.amax(0) - points.amin(0)).amax()), 1.0), step / 2)
-    for number in range(_ROUNDS):
-        met = _meeting(points, cell)
-        if len(met) == 0:
-            return points
-        way = _ways_out(points, faces, met) if number < _ROUNDS // 2 else _any_ways(met)
-        rank = _rank(points[met], cell)[:, None] + 1
-        points = points.index_add(0, met, (way * (step * (number + 1) * rank / 2)).float())
-    raise MeshRejected("parts of the surface lie within a millionth of one another in great number")
-
-
-def _ways_out(points: Tensor, faces: Tensor, met: Tensor) -> Tensor:
-    inwards = (_neighbours_middle(points, faces) - points)[met]
-    normals = vertex_normals(points, faces)[met]
-    return normals + 0.5 * torch.nn.functional.normalize(inwards, dim=1)
-
-
-def _any_ways(met: Tensor) -> Tensor:
-    """Return ways (N, 3) that differ from number to number, evenly spread on the sphere."""
-    share = (met.double() * 0.6180339887498949) % 1.0  # the golden ratio's: no two alike
-    turn, height = 2.399963229728653 * met.double(), 2 * share - 1
-    flat = (1 - height**2).clamp(min=0).sqrt()
-    return torch.stack([flat * turn.cos(), flat * turn.sin(), height], 1)
-
-
-def _places(points: Tensor, cell: float, shift: float = 0.0) -> Tensor:
-    """Return a number (V,) int64 for each cube of side `cell`, the grid shifted by `shift`."""
-    at = (points.double() / cell + (shift + 0.5)).floor().long()
-    at -= at.amin(0)
-    return (at[:, 0] << 42) | (at[:, 1] << 21) | at[:, 2]
-
-
-def _meeting(points: Tensor, near: float) -> Tensor:
-    """Return the points (N,) int64 that have another within `near` on every axis.
-
-    Of four grids with cells of four times that, shifted along the diagonal, each axis can cut two
-    such points apart in one only: in at least one grid they share a cell (Chan, Approximate Nearest
-    Neighbor Queries Revisited, 1998). A few that are farther apart are among them.
-    """
-    met = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    for number in range(4):
-        _, at, uses = _places(points, 4 * near, number / 4).unique(  # type: ignore[no-untyped-call]
-            return_inverse=True, return_counts=True
-        )
-        met |= uses[at] > 1
-    return met.nonzero()[:, 0]
-
-
-def _rank(points: Tensor, cell: float) -> Tensor:
-    """Return how many points (V,) with a lower number are at the same place."""
-    places, order = _places(points, cell).sort(stable=True)
-    _, at, uses = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - (uses.cumsum(0) - uses)[at]
-    return rank
-
-
-def _neighbours_middle(points: Tensor, faces: Tensor) -> Tensor:
-    edges = half_edges(faces.long())
-    sums = exact_sum_by(edges[:, 0], points[edges[:, 1]].double(), len(points))
-    number = torch.bincount(edges[:, 0], minlength=len(points)).clamp(min=1)
-    return (sums / number[:, None]).to(points.dtype)
+    far = (far * copied)[:, None].float()
+    points = points + vertex_normals(points, mesh.faces) * far
+    return move_apart(points.float(), mesh.faces, least)
 
 
 def _pinched(faces: Tensor, count: int) -> bool:

@@ -45,7 +45,7 @@ def _escaping(
     wide: warp.float32,
     free: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
 ) -> None:
-    """free: 0 where something stops the ray, 1 where only one beside it is stopped, 2 where none."""
+    """free: 0 where the ray is stopped, 1 where only one beside it is, 2 where none is."""
     i = warp.tid()
     origin = origins[i // rays]
     along = directions[i]
