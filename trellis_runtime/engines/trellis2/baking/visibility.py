@@ -28,18 +28,25 @@ _SAMPLES = 32_768  # sides in all, shared out between the parts
 _MOST, _FEWEST = 256, 16  # sides of one part
 _LEAST_SHARE = 1e-3  # of all area: with less of it two-sided, nothing has leaked
 _SMALL_PART = 1e-4  # of all area: smaller parts go as what they hang together with
-_SKY = 1e-3  # of the wide rays: what sees less than that is inside
+_SKY = 0.03  # of the sides: a part of which fewer see the sky by a wide ray is inside
+_BLACK = 1e-3  # of the thin rays: what sees less than that is not seen at all
 _PRICKS = 0.03  # of the thin rays: what sees more than that stays, wide rays or not
 _LIFT = 0.02  # voxels above its side that a ray starts
-_WIDE = 2.0  # voxels between a ray and those beside it
+_WIDE = 2.5  # voxels between a ray and those beside it
 _SPREADING = 16  # rounds, each of which reaches one small part further
 _FAR = 4.0  # beyond a mesh in -0.5..0.5
+
+
+@warp.func
+def _stopped(mesh: warp.uint64, start: warp.vec3, along: warp.vec3, far: warp.float32) -> bool:
+    return warp.mesh_query_ray(mesh, start, warp.normalize(along), far).result
 
 
 @warp.kernel(enable_backward=False)
 def _escaping(
     mesh: warp.uint64,
     origins: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
+    normals: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
     directions: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
     rays: warp.int32,
     wide: warp.float32,
@@ -49,10 +56,16 @@ def _escaping(
     i = warp.tid()
     origin = origins[i // rays]
     along = directions[i]
+    far = warp.float32(_FAR)
     free[i] = 0
-    if warp.mesh_query_ray(mesh, origin, along, warp.float32(_FAR)).result:
+    if _stopped(mesh, origin, along, far):
         return
     free[i] = 1
+    # Those beside it start where one gets to within the same air: else they begin beyond the wall.
+    normal = normals[i // rays]
+    if _stopped(mesh, origin, normal, wide):
+        return
+    middle = origin + normal * wide
     across = warp.vec3(1.0, 0.0, 0.0)
     if warp.abs(along[0]) > 0.7:
         across = warp.vec3(0.0, 1.0, 0.0)
@@ -60,7 +73,9 @@ def _escaping(
     v = warp.cross(along, u)
     for k in range(4):
         beside = warp.where(k // 2 == 0, u, v) * warp.where(k % 2 == 0, 1.0, -1.0)
-        if warp.mesh_query_ray(mesh, origin + beside, along, warp.float32(_FAR)).result:
+        if _stopped(mesh, middle, beside, wide):
+            return
+        if _stopped(mesh, middle + beside, along, far):
             return
     free[i] = 2
 
@@ -87,16 +102,16 @@ class _View:
         self._surface = Surface(self.vertices, faces.int())
 
     def of_parts(self, part: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, part by part (count,): the shares of thin and of wide rays that escape from its
-        `asked` sides, and whether it was large enough to be asked.
+        """Return, part by part (count,): the share of rays that escape from its `asked` sides, the
+        share of sides of which a wide one does, and whether it was large enough to be asked.
 
         part (2 F,) int64: which part a side belongs to.
         """
         area = exact_sum_by(part[asked], self.area[asked][:, None], count)[:, 0]
         large = area > _SMALL_PART * float(self.area.sum() / 2)
         sides = _sampled(part, asked & large[part], count)
-        free = self._free(sides).double()
-        found = torch.stack([(free > 0).double().mean(1), (free > 1).double().mean(1)], 1)
+        free = self._free(sides)
+        found = torch.stack([(free > 0).double().mean(1), (free > 1).any(1).double()], 1)
         number = torch.bincount(part[sides], minlength=count).clamp(min=1)
         shares = exact_sum_by(part[sides], found, count) / number[:, None]
         return shares[:, 0], shares[:, 1], large
@@ -105,12 +120,12 @@ class _View:
         """Return how free (N, rays) int32 the rays of each side are, as `_escaping` says it."""
         a, b, c = (self.vertices[self.faces[sides // 2, i]] for i in range(3))
         normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
-        normal = torch.where((sides % 2 == 1)[:, None], -normal, normal)
+        normal = torch.where((sides % 2 == 1)[:, None], -normal, normal).contiguous()
         origins = ((a + b + c) / 3 + normal * (_LIFT * self.voxel)).contiguous()
         directions = _directions(normal)
         free = torch.empty(len(directions), dtype=torch.int32, device=normal.device)
         if len(free):
-            given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, directions)]
+            given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, normal, directions)]
             wide = [_RAYS, _WIDE * self.voxel, warp.from_torch(free)]
             launch(_escaping, len(free), [self._surface.bvh_id(), *given, *wide], free)
         return free.reshape(-1, _RAYS)
@@ -130,7 +145,7 @@ def _leaked(view: _View, links: Links, kept: Tensor) -> tuple[Tensor, Tensor]:
     bright = (asked & (wide >= _SKY))[part] & both
     if not bool(dark.any()):
         return none, bright
-    black = asked & (wide < _SKY) & (thin < _SKY)
+    black = asked & (wide < _SKY) & (thin < _BLACK)
     leaked = both & _as_their_neighbours(links, part, dark, asked)[part]
     # A face that is dark on both sides is a sheet in a shadow: it stays, unless it is black.
     shadow = leaked & leaked.reshape(-1, 2).flip(1).reshape(-1)
