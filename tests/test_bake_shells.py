@@ -174,6 +174,26 @@ def test_what_shows_through_a_window_stays() -> None:
     assert made.area == pytest.approx(2 * walls + area(*ball(0.15)), rel=0.01)
 
 
+def test_a_bottle_keeps_its_inside() -> None:
+    """A neck eight voxels wide shows less of the sky than a dozen pricks do."""
+    turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    height = np.linspace(-0.4, 0.4, 61)
+    radius = np.clip(0.22 - (height - 0.1) * 0.95, 0.0625, 0.22)
+    round_ = np.stack([np.cos(turn), np.sin(turn)], 1)
+    walls = radius[:, None, None] * round_[None]
+    points = np.concatenate([walls, np.broadcast_to(height[:, None, None], (61, 64, 1))], 2)
+    at = np.arange(61 * 64).reshape(61, 64)
+    a, b = at[:-1], np.roll(at, -1, 1)[:-1]
+    c, d = at[1:], np.roll(at, -1, 1)[1:]
+    bottom = np.stack([np.roll(at[0], -1), at[0], np.full(64, 61 * 64)], 1)
+    sides = np.concatenate([np.stack([a, b, c], 2), np.stack([b, d, c], 2)]).reshape(-1, 3)
+    middle = [[0, 0, -0.4]]
+    bottle = soup(np.concatenate([points.reshape(-1, 3), middle]), np.concatenate([sides, bottom]))
+    shells = close_surface(*flipped(bottle), VOXEL)
+    assert closed(shells).area == pytest.approx(2 * area(*bottle), rel=0.01)
+    assert shells.report.hidden_faces == 0
+
+
 def test_the_hollow_of_a_thick_wall_is_gone_and_its_outside_stays() -> None:
     shells = close_surface(*together(ball(0.4), ball(0.36)), VOXEL)
     made = closed(shells)
