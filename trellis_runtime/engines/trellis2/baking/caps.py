@@ -36,6 +36,30 @@ def cap_loops(points: Tensor, faces: Tensor, joined: Tensor) -> tuple[_Mesh, Ten
     return mesh, torch.cat([joined, torch.stack([boundary, base], 1)])
 
 
+def split_pillows(points: Tensor, faces: Tensor, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put a vertex into the middle of both faces of each pillow, and return `joined` as it is then.
+
+    A pillow is a lone triangle's two sides: two faces of the same three vertices, which are no
+    simplicial complex and enclose nothing. joined (P, 2) int64: half-edges that face each other.
+    """
+    mate = torch.full((3 * len(faces),), -1, device=faces.device)
+    mate[joined[:, 0]], mate[joined[:, 1]] = joined[:, 1] // 3, joined[:, 0] // 3
+    mate = mate.reshape(-1, 3)
+    found = ((mate == mate[:, :1]).all(1) & (mate[:, 0] >= 0)).nonzero()[:, 0]
+    if len(found) == 0:
+        return points, faces, joined
+    a, b, c = faces[found].unbind(1)
+    middle = len(points) + torch.arange(len(found), device=faces.device)
+    faces = faces.clone()
+    faces[found] = torch.stack([a, b, middle], 1)
+    more = [torch.stack([b, c, middle], 1), torch.stack([c, a, middle], 1)]
+    base = 3 * (len(faces) + torch.arange(len(found), device=faces.device))
+    place = torch.arange(3 * len(faces), device=faces.device)
+    place[3 * found + 1], place[3 * found + 2] = base, base + 3 * len(found)
+    points = torch.cat([points, points[torch.stack([a, b, c], 1)].mean(1)])
+    return points, torch.cat([faces, *more]), place[joined]
+
+
 def split_doubled(points: Tensor, faces: Tensor, joined: Tensor) -> _Mesh:
     """Split the edges that stand doubled, each pair of faces at a vertex of its own.
 

@@ -42,6 +42,9 @@ def boundary_and_nonmanifold_edges(faces: Tensor, vertices: int) -> tuple[Tensor
     return boundary, torch.cat([crowded // vertices, crowded % vertices])
 
 
+_LINKS = 1 << 23  # taken at a time, so that their labels do not add up
+
+
 def connected_components(first: Tensor, second: Tensor, count: int) -> Tensor:
     """Return labels (count,) int64: the least member of each thing's connected part.
 
@@ -49,21 +52,25 @@ def connected_components(first: Tensor, second: Tensor, count: int) -> Tensor:
     Hu, FastSV: A Distributed-Memory Connected Component Algorithm with Fast Convergence (2020); the
     number of rounds grows with the logarithm of a part's diameter.
     """
-    parent = torch.arange(count, device=first.device)
-    first, second = first.long(), second.long()
+    kind = torch.int32 if count < 2**31 else torch.int64
+    parent = torch.arange(count, device=first.device, dtype=kind)
     grand = parent.clone()
     while True:
-        near, far = grand[first], grand[second]
         hooked = parent.clone()
-        hooked.scatter_reduce_(0, parent[first], far, "amin")
-        hooked.scatter_reduce_(0, parent[second], near, "amin")
-        hooked.scatter_reduce_(0, first, far, "amin")
-        hooked.scatter_reduce_(0, second, near, "amin")
+        for start in range(0, len(first), _LINKS):
+            _hook(hooked, parent, grand, first[start:][:_LINKS], second[start:][:_LINKS])
         parent = torch.minimum(hooked, grand)
         following = parent[parent]
         if torch.equal(following, grand):
-            return grand
+            return grand.long()
         grand = following
+
+
+def _hook(hooked: Tensor, parent: Tensor, grand: Tensor, first: Tensor, second: Tensor) -> None:
+    """Lower what links `first`, `second` (L,) lead to, in `hooked`, to their ends' grandparents."""
+    near, far = grand[first], grand[second]
+    for at, value in ((parent[first], far), (parent[second], near), (first, far), (second, near)):
+        hooked.scatter_reduce_(0, at.long(), value, "amin")
 
 
 def numbered(labels: Tensor) -> tuple[Tensor, int]:
@@ -100,10 +107,15 @@ def exact_sum_by(owner: Tensor, values: Tensor, count: int) -> Tensor:
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Return unit normals (V, 3) float32, the faces' weighted by area; zero where there is none."""
-    owner = faces.long().reshape(-1)
-    normals = face_normals(vertices.double(), faces).repeat_interleave(3, 0)
-    sums = exact_sum_by(owner, normals, len(vertices))
-    return torch.nn.functional.normalize(sums, dim=1).float()
+    normals = face_normals(vertices.double(), faces)
+    if len(normals) == 0:
+        return torch.zeros_like(vertices, dtype=torch.float32)
+    scale = 2.0**_BITS / normals.abs().amax(0).clamp(min=1e-30)
+    whole = (normals * scale).round().long()
+    sums = torch.zeros((len(vertices), 3), dtype=torch.int64, device=vertices.device)
+    for corner in range(3):  # as `exact_sum_by`, without three copies of the normals
+        sums.index_add_(0, faces[:, corner], whole)
+    return torch.nn.functional.normalize(sums.double() / scale, dim=1).float()
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from trellis_runtime.engines.trellis2.baking.connectivity import connected_compo
 class Links:
     """What is linked around edges: 3 F links, as many as there are half-edges.
 
-    first, second (3 F,) int64: sides. low and high (3 F, 2) int64: corners of the two sides at the
-    edge's lower and at its higher vertex. edges (3 F, 2) int64: the half-edges of the two faces.
+    first, second (3 F,) int32: sides. low and high (3 F, 2) int32: corners of the two sides at the
+    edge's lower and at its higher vertex. edges (3 F, 2) int32: the half-edges of the two faces.
     plain (3 F,) bool: whether just two faces share the edge.
     """
 
@@ -66,9 +66,10 @@ def link_sides(vertices: Tensor, faces: Tensor) -> Links:
     high = torch.where(ascending, (corner + 1) % 3, corner)
 
     def at(ends: Tensor) -> Tensor:
-        return torch.stack([first * 3 + ends[order], second * 3 + ends[following]], 1)
+        return torch.stack([first * 3 + ends[order], second * 3 + ends[following]], 1).int()
 
-    return Links(first, second, at(low), at(high), torch.stack([order, following], 1), plain)
+    ways = torch.stack([order, following], 1).int()
+    return Links(first.int(), second.int(), at(low), at(high), ways, plain)
 
 
 def _around_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:

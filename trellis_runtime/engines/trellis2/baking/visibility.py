@@ -1,10 +1,16 @@
-"""Which sides of a surface can be seen from outside: leaks told from sheets.
+"""Which sides of a surface can be seen from outside: leaks told from sheets, contents from shells.
+
+    sides, cut apart at rims and crowded edges   ─► parts ─► sample sides of each ─► rays to the sky
+        a part of which hardly a ray escapes     ─► the inside of a leak: dropped, its rim capped
+    sides, as they hang together                 ─► closed parts
+        one of which no ray escapes              ─► lies within another: dropped
 
 A hole that was not filled joins the outside of a body with its inside, so that neither can be told
-by volume; nor can they where walls touch and the order of faces around an edge is wrong. Cut apart
-at the rims of holes and at crowded edges, each part of sides is asked how much of the sky it sees:
-rays start at its faces, in random directions of its half-space, and count if nothing stops them.
-The inside of a vase sees some; the inside of a body with a crack sees almost none, and is dropped.
+by volume; nor can they where walls touch and the order of faces around an edge is wrong. What tells
+a leak from the mouth of a vase is how wide it is, not how much sky it shows: forty pricks show more
+than the neck of a bottle does. So a ray counts as escaping only if four more beside it do, two
+voxels away: together they pass no round hole of under four voxels across, and no slit of under
+2.8. Rays go in random directions of a side's half-space, the same ones on any device.
 """
 
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
@@ -18,78 +24,182 @@ from trellis_runtime.engines.trellis2.baking.nearest import Surface, launch
 from trellis_runtime.engines.trellis2.baking.sides import Links, side_components
 
 _RAYS = 32  # from each sampled side
-_SAMPLES = 512  # sides of a part, at most
-_LEAST_SHARE = 1e-3  # of all area: smaller parts are left as they are
-_SKY = 0.008  # of the rays: what sees less than that is inside
+_SAMPLES = 32_768  # sides in all, shared out between the parts
+_MOST, _FEWEST = 256, 16  # sides of one part
+_LEAST_SHARE = 1e-3  # of all area: with less of it two-sided, nothing has leaked
+_SMALL_PART = 1e-4  # of all area: smaller parts go as what they hang together with
+_SKY = 0.03  # of the sides: a part of which fewer see the sky by a wide ray is inside
+_BLACK = 1e-3  # of the thin rays: what sees less than that is not seen at all
+_PRICKS = 0.03  # of the thin rays: what sees more than that stays, wide rays or not
+_LIFT = 0.02  # voxels above its side that a ray starts
+_WIDE = 2.5  # voxels between a ray and those beside it
+_SPREADING = 16  # rounds, each of which reaches one small part further
 _FAR = 4.0  # beyond a mesh in -0.5..0.5
+
+
+@warp.func
+def _stopped(mesh: warp.uint64, start: warp.vec3, along: warp.vec3, far: warp.float32) -> bool:
+    return warp.mesh_query_ray(mesh, start, warp.normalize(along), far).result
 
 
 @warp.kernel(enable_backward=False)
 def _escaping(
     mesh: warp.uint64,
     origins: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
+    normals: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
     directions: warp.array(dtype=warp.vec3),  # type: ignore[valid-type]
     rays: warp.int32,
+    wide: warp.float32,
     free: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
 ) -> None:
+    """free: 0 where the ray is stopped, 1 where only one beside it is, 2 where none is."""
     i = warp.tid()
-    hit = warp.mesh_query_ray(mesh, origins[i // rays], directions[i], warp.float32(_FAR))
-    free[i] = warp.where(hit.result, 0, 1)
+    origin = origins[i // rays]
+    along = directions[i]
+    far = warp.float32(_FAR)
+    free[i] = 0
+    if _stopped(mesh, origin, along, far):
+        return
+    free[i] = 1
+    # Those beside it start where one gets to within the same air: else they begin beyond the wall.
+    normal = normals[i // rays]
+    if _stopped(mesh, origin, normal, wide):
+        return
+    middle = origin + normal * wide
+    across = warp.vec3(1.0, 0.0, 0.0)
+    if warp.abs(along[0]) > 0.7:
+        across = warp.vec3(0.0, 1.0, 0.0)
+    u = warp.normalize(warp.cross(along, across)) * wide
+    v = warp.cross(along, u)
+    for k in range(4):
+        beside = warp.where(k // 2 == 0, u, v) * warp.where(k % 2 == 0, 1.0, -1.0)
+        if _stopped(mesh, middle, beside, wide):
+            return
+        if _stopped(mesh, middle + beside, along, far):
+            return
+    free[i] = 2
 
 
 def hidden_sides(
-    vertices: Tensor, faces: Tensor, links: Links, kept: Tensor, area: Tensor, lift: float
-) -> Tensor:
-    """Return which kept sides (2 F,) bool are insides that nobody sees.
+    vertices: Tensor, faces: Tensor, links: Links, kept: Tensor, area: Tensor, voxel: float
+) -> tuple[Tensor, Tensor]:
+    """Return which kept sides (2 F,) bool are the insides of leaks, and which lie within others.
 
-    area (F,) float64: of the faces. lift: how far from its face a ray starts. Nothing is asked
-    where hardly any face has kept both its sides.
+    area (F,) float64: of the faces. No ray is sent where hardly any face has kept both its sides
+    and all that is kept hangs together.
     """
+    view = _View(vertices, faces, area.repeat_interleave(2), voxel)
+    leaked, bright = _leaked(view, links, kept)
+    return leaked, _enclosed(view, links, kept & ~leaked, bright)
+
+
+class _View:
+    """Rays from the sides of a surface; the tree over its faces is built when first needed."""
+
+    def __init__(self, vertices: Tensor, faces: Tensor, area: Tensor, voxel: float) -> None:
+        self.vertices, self.faces, self.voxel = vertices.float(), faces, voxel
+        self.area = area
+        self._surface = Surface(self.vertices, faces.int())
+
+    def of_parts(self, part: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, part by part (count,): the share of rays that escape from its `asked` sides, the
+        share of sides of which a wide one does, and whether it was large enough to be asked.
+
+        part (2 F,) int64: which part a side belongs to.
+        """
+        area = exact_sum_by(part[asked], self.area[asked][:, None], count)[:, 0]
+        large = area > _SMALL_PART * float(self.area.sum() / 2)
+        sides = _sampled(part, asked & large[part], count)
+        free = self._free(sides)
+        found = torch.stack([(free > 0).double().mean(1), (free > 1).any(1).double()], 1)
+        number = torch.bincount(part[sides], minlength=count).clamp(min=1)
+        shares = exact_sum_by(part[sides], found, count) / number[:, None]
+        return shares[:, 0], shares[:, 1], large
+
+    def _free(self, sides: Tensor) -> Tensor:
+        """Return how free (N, rays) int32 the rays of each side are, as `_escaping` says it."""
+        a, b, c = (self.vertices[self.faces[sides // 2, i]] for i in range(3))
+        normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
+        normal = torch.where((sides % 2 == 1)[:, None], -normal, normal).contiguous()
+        origins = ((a + b + c) / 3 + normal * (_LIFT * self.voxel)).contiguous()
+        directions = _directions(normal)
+        free = torch.empty(len(directions), dtype=torch.int32, device=normal.device)
+        if len(free):
+            given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, normal, directions)]
+            wide = [_RAYS, _WIDE * self.voxel, warp.from_torch(free)]
+            launch(_escaping, len(free), [self._surface.bvh_id(), *given, *wide], free)
+        return free.reshape(-1, _RAYS)
+
+
+def _leaked(view: _View, links: Links, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which sides (2 F,) bool of two-sided faces are the insides of leaks, and which are
+    known to see the sky.
+    """
+    both = (kept[0::2] & kept[1::2]).repeat_interleave(2)
     none = torch.zeros_like(kept)
-    both = kept[0::2] & kept[1::2]
-    if float((area * both).sum()) < _LEAST_SHARE * float(area.sum()):
+    if float(view.area[both].sum()) < _LEAST_SHARE * float(view.area.sum()):
+        return none, none
+    part, count = numbered(side_components(links, len(view.faces), links.plain))
+    thin, wide, asked = view.of_parts(part, both, count)
+    dark = asked & (wide < _SKY) & (thin < _PRICKS)
+    bright = (asked & (wide >= _SKY))[part] & both
+    if not bool(dark.any()):
+        return none, bright
+    black = asked & (wide < _SKY) & (thin < _BLACK)
+    leaked = both & _as_their_neighbours(links, part, dark, asked)[part]
+    # A face that is dark on both sides is a sheet in a shadow: it stays, unless it is black.
+    shadow = leaked & leaked.reshape(-1, 2).flip(1).reshape(-1)
+    return leaked & (~shadow | black[part]), bright
+
+
+def _as_their_neighbours(links: Links, part: Tensor, dark: Tensor, asked: Tensor) -> Tensor:
+    """Return which parts (count,) are dark, where those not asked go as their links' majority."""
+    first, second = part[links.first], part[links.second]
+    votes = torch.where(dark, 1, -1) * asked
+    for _ in range(_SPREADING):
+        heard = torch.zeros_like(votes)
+        heard.index_add_(0, first, votes[second])
+        heard.index_add_(0, second, votes[first])
+        following = torch.where(asked, votes, heard.sign())
+        if torch.equal(following, votes):
+            break
+        votes = following
+    return votes > 0
+
+
+def _enclosed(view: _View, links: Links, kept: Tensor, bright: Tensor) -> Tensor:
+    """Return which sides (2 F,) bool belong to closed parts that cannot be seen at all."""
+    joined = kept[links.first] & kept[links.second]
+    part, count = numbered(side_components(links, len(view.faces), joined))
+    known = torch.zeros(count, dtype=torch.bool, device=part.device)
+    known[part[bright & kept]] = True
+    none = torch.zeros_like(kept)
+    if len(part[kept].unique()) < 2:  # type: ignore[no-untyped-call]
         return none
-    part, count = numbered(side_components(links, len(faces), links.plain))
-    asked = kept & both.repeat_interleave(2)
-    of_part = exact_sum_by(part[asked], area.repeat_interleave(2)[asked][:, None], count)[:, 0]
-    large = of_part > _LEAST_SHARE * float(area.sum())
-    sampled = _sampled(part, asked & large[part], count)
-    if len(sampled) == 0:
-        return none
-    free = _sky(vertices, faces, sampled, lift)
-    seen = exact_sum_by(part[sampled], free[:, None], count)[:, 0]
-    number = torch.bincount(part[sampled], minlength=count).clamp(min=1)
-    dark = large & (seen / number < _SKY)
-    hidden = kept & dark[part] & both.repeat_interleave(2)
-    # Where both sides of a face are dark, neither is the outside: they stay.
-    lost = hidden[0::2] & hidden[1::2]
-    return hidden & ~lost.repeat_interleave(2)
+    thin, wide, asked = view.of_parts(part, kept & ~known[part], count)
+    unseen = asked & (wide == 0) & (thin < _PRICKS)
+    hidden = kept & unseen[part]
+    return none if bool((hidden == kept).all()) else hidden
 
 
 def _sampled(part: Tensor, asked: Tensor, count: int) -> Tensor:
-    """Return sides (N,) int64, at most about `_SAMPLES` of each part, evenly by number."""
+    """Return sides (N,) int64, evenly by number from each part; a small part's more than once."""
     sides = asked.nonzero()[:, 0]
+    sides = sides[part[sides].argsort(stable=True)]
     size = torch.bincount(part[sides], minlength=count)
-    step = (size // _SAMPLES).clamp(min=1)
-    order = part[sides].argsort(stable=True)
-    sides = sides[order]
-    within = torch.arange(len(sides), device=sides.device) - (size.cumsum(0) - size)[part[sides]]
-    return sides[within % step[part[sides]] == 0]
+    number = int((size > 0).sum())
+    if number == 0:
+        return sides
+    each = min(max(_SAMPLES // number, _FEWEST), _MOST)
+    start = (size.cumsum(0) - size)[size > 0]
+    within = torch.arange(each, device=sides.device)[None] * size[size > 0][:, None] // each
+    return sides[(start[:, None] + within).reshape(-1)]
 
 
-def _sky(vertices: Tensor, faces: Tensor, sides: Tensor, lift: float) -> Tensor:
-    """Return the share (N,) float64 of rays from each side that nothing stops."""
-    a, b, c = (vertices[faces[sides // 2, i]].float() for i in range(3))
-    normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
-    normal = torch.where((sides % 2 == 1)[:, None], -normal, normal)
-    origins = ((a + b + c) / 3 + normal * lift).contiguous()
+def _directions(normal: Tensor) -> Tensor:
+    """Return directions (N * rays, 3) in the half-spaces of normals (N, 3), evenly spread."""
     generator = torch.Generator().manual_seed(0)  # on the CPU: the same rays on any device
-    directions = torch.randn((len(sides), _RAYS, 3), generator=generator).to(normal.device)
-    directions = torch.nn.functional.normalize(directions, dim=2)
-    facing = (directions * normal[:, None]).sum(2, keepdim=True)
-    directions = (directions * torch.where(facing < 0, -1.0, 1.0)).reshape(-1, 3).contiguous()
-    free = torch.empty(len(directions), dtype=torch.int32, device=normal.device)
-    surface = Surface(vertices.float(), faces.int())
-    given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, directions)]
-    launch(_escaping, len(free), [surface.bvh_id(), *given, _RAYS, warp.from_torch(free)], free)
-    return free.reshape(-1, _RAYS).double().mean(1)
+    drawn = torch.randn((len(normal), _RAYS, 3), generator=generator).to(normal.device)
+    drawn = torch.nn.functional.normalize(drawn, dim=2)
+    facing = (drawn * normal[:, None]).sum(2, keepdim=True)
+    return (drawn * torch.where(facing < 0, -1.0, 1.0)).reshape(-1, 3).contiguous()
