@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -110,7 +111,9 @@ class Bucket(_Slice):
     access_key_id: SecretStr | None = Field(None, description="Key id for the bucket.")
     secret_access_key: SecretStr | None = Field(None, description="Secret key for the bucket.")
     name: str | None = Field(None, description="Bucket name.")
-    region: str | None = Field(None, description="Region; most S3-compatible stores ignore it.")
+    region: str | None = Field(
+        None, description="Region; unset: learnt from the store, us-east-1 where it names none."
+    )
     prefix: str = Field("trellis2", description="Key prefix; results are at PREFIX/JOB_ID/.")
     addressing_style: Literal["auto", "path", "virtual"] = Field(
         "auto", description="How the bucket's name is put into URLs."
@@ -123,6 +126,20 @@ class Bucket(_Slice):
     )
     timeout_s: float = Field(60.0, gt=0, description="Seconds for one S3 call.")
     max_attempts: int = Field(4, ge=1, le=20, description="Tries for one S3 call.")
+
+    check_link: bool = Field(
+        True,
+        description="1: at start, read an object by the link that a caller would get; 0: only "
+        "write it (for links that lead to this bucket from elsewhere alone).",
+    )
+
+    @field_validator("endpoint_url", "public_base_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value) if value is not None else None
+        if parts is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be an http or https address with a host")
+        return value
 
     @property
     def is_configured(self) -> bool:
@@ -305,6 +322,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "BUCKET_ADDRESSING_STYLE": ("bucket", "addressing_style"),
     "BUCKET_URL_EXPIRY_S": ("bucket", "url_expiry_s"),
     "BUCKET_PUBLIC_BASE_URL": ("bucket", "public_base_url"),
+    "BUCKET_CHECK_LINK": ("bucket", "check_link"),
     "BUCKET_TIMEOUT_S": ("bucket", "timeout_s"),
     "BUCKET_MAX_ATTEMPTS": ("bucket", "max_attempts"),
     "TRELLIS2_PRELOAD": ("start", "preload"),

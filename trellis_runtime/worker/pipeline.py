@@ -94,7 +94,10 @@ class Pipeline:
         finish: Finish,
     ) -> GenerationResult:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
-        delivery.require_possible(request.output)
+        delivery.require_possible(request.output, scope)
+        if earlier := delivery.earlier_result(request.output, scope):
+            finish(earlier)
+            return earlier
         with scope.stage(Stage.IMAGE):
             image = load_image(request, self.image_limits, self.fetch_limits, scope)
         made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)

@@ -25,7 +25,8 @@ from trellis_runtime.contract.engine import Engine
 from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeout, Queue
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope
-from trellis_runtime.delivery.choose import Delivery, require_answer_fits
+from trellis_runtime.delivery.choose import LOCAL_IDS, Delivery, require_answer_fits
+from trellis_runtime.delivery.earlier import fingerprint
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
 from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
@@ -38,7 +39,6 @@ from trellis_runtime.worker.startup import build_engine, process_age, read_ahead
 from trellis_runtime.worker.warmup import warm_up
 
 HEALTH_TIMEOUT_S = 10.0
-_LOCAL_IDS = ("", "local_test")
 
 
 @dataclass(slots=True)
@@ -171,7 +171,9 @@ class Worker:
         """Run one generation on its thread, and tell the log how it ended."""
         started = time.perf_counter()
         self._ensure_loaded()
-        delivery = Delivery.of_job(self.settings, scope.job_id or "local", job.get("s3Config"))
+        delivery = Delivery.of_job(
+            self.settings, scope.job_id or "local", job.get("s3Config"), fingerprint(request)
+        )
         pipeline = Pipeline(
             self.engine, self.settings.image, self.settings.fetch, self.startup_seconds
         )
@@ -232,7 +234,7 @@ def draw_seed(job_id: str) -> int:
     A job that the platform runs again (its worker died, say) has the same id and gets the same
     seed, so both runs make one truth. Ids that are not unique get fresh randomness.
     """
-    source = os.urandom(8) if job_id in _LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()
+    source = os.urandom(8) if job_id in LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()
     return int.from_bytes(source[:8], "big") & MAX_SEED
 
 
