@@ -26,6 +26,8 @@ _PIPELINE = "trellis_runtime/worker/pipeline.py"
 _WORKER = "trellis_runtime/worker/worker.py"
 _ADMISSION = "trellis_runtime/worker/admission.py"
 _FETCH = "trellis_runtime/delivery/fetch.py"
+_GUARD = "trellis_runtime/delivery/guard.py"
+_S3 = "trellis_runtime/delivery/s3.py"
 _IMAGES = "trellis_runtime/assets/images.py"
 _READER = "trellis_runtime/assets/glb_reader.py"
 _WRITER = "trellis_runtime/assets/glb_writer.py"
@@ -155,7 +157,7 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "a seed that is not given comes from the job's id",
         _WORKER,
-        "os.urandom(8) if job_id in _LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()",
+        "os.urandom(8) if job_id in LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()",
         "os.urandom(8)",
         (
             "tests/test_worker.py::test_a_seed_is_drawn_from_the_jobs_id_so_that_a_retry_is_the_same_truth",
@@ -252,7 +254,7 @@ _CORE: tuple[Mutant, ...] = (
     # --- delivery ---
     Mutant(
         "an address inside a private network is not visited",
-        _FETCH,
+        _GUARD,
         "            if not is_public(address, self.limits):",
         "            if False:",
         (
@@ -262,36 +264,36 @@ _CORE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "IPv4 inside IPv6 is judged as IPv4",
-        _FETCH,
+        _GUARD,
         "        if inner is not None:\n            return is_public(inner, limits)\n",
         "",
         ("tests/test_fetch.py::test_every_non_global_ipv4_is_refused_in_all_its_disguises",),
     ),
     Mutant(
         "the environment's proxies are not used",
-        _FETCH,
-        "session.trust_env = False",
-        "session.trust_env = True",
+        _GUARD,
+        "with PoolManager(ssl_context=_tls()) as pools:",
+        "with __import__('urllib3').proxy_from_url(__import__('urllib.request').request.getproxies()['http']) as pools:",
         ("tests/test_fetch.py::test_proxies_of_the_environment_are_not_used",),
     ),
     Mutant(
         "a body is capped by its real size",
-        _FETCH,
-        "too_large = size > max_bytes",
-        "too_large = False",
+        "trellis_runtime/delivery/unpack.py",
+        "            if len(body) > limit:",
+        "            if False:",
         ("tests/test_fetch.py::test_a_compressed_body_is_capped_by_its_real_size",),
     ),
     Mutant(
         "an upload follows no redirect",
         _FETCH,
-        "allow_redirects=False",
-        "allow_redirects=True",
+        "redirect=False,",
+        "redirect=True,",
         ("tests/test_fetch.py::test_an_upload_obeys_the_same_rules",),
     ),
     Mutant(
         "what arrived in the bucket is compared by size",
         "trellis_runtime/delivery/s3.py",
-        "    if size != len(data):",
+        "    if size != sent:",
         "    if False:",
         ("tests/test_wiring.py::test_what_a_bucket_holds_is_verified[size]",),
     ),

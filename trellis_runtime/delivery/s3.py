@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery.fetch import Answer
-from trellis_runtime.delivery.s3_client import Access, CallRefused, S3Client, settled
+from trellis_runtime.delivery.s3_client import Access, S3Client, settled
 from trellis_runtime.delivery.storage import folder_of
 from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed, UrlRefused
 from trellis_runtime.logs import logger
@@ -84,11 +84,9 @@ class S3Store:
             try:
                 if self._is_ours(tried, self._client.head(tried.key, scope)):
                     self._client.delete(tried.key, scope)
-            except CallRefused as err:
+            except StorageFailed as err:
                 if err.status != 404:
                     logger().warning("discard_failed", key=tried.key, reason=err.message)
-            except StorageFailed as err:
-                logger().warning("discard_failed", key=tried.key, reason=err.message)
         self._tried.clear()
 
     def artifact(self, key: str, size: int, sha256: str, content_type: str) -> Artifact:
@@ -110,7 +108,7 @@ class S3Store:
         """
         try:
             data, metadata = self._client.get(self.key_of(name), scope)
-        except CallRefused as err:
+        except StorageFailed as err:
             if err.status == 404 or err.status in _UNKNOWABLE:
                 return None
             raise
@@ -122,7 +120,7 @@ class S3Store:
             return False
         try:
             found = self._client.head(artifact.key, scope)
-        except CallRefused as err:
+        except StorageFailed as err:
             if err.status == 404 or err.status in _UNKNOWABLE:
                 return False
             raise
@@ -162,11 +160,9 @@ class S3Store:
     def _is_there(self, key: str, scope: JobScope) -> bool | None:
         try:
             self._client.head(key, scope)
-        except CallRefused as err:
-            return False if err.status == 404 else None
-        except StorageFailed:
+        except StorageFailed as err:
             scope.check()
-            return None
+            return False if err.status == 404 else None
         return True
 
     def _arrived(self, tried: _Tried) -> bool:
@@ -184,7 +180,7 @@ class S3Store:
     def _require_same(self, tried: _Tried, size: int, scope: JobScope) -> None:
         try:
             found = self._client.head(tried.key, scope)
-        except CallRefused as err:
+        except StorageFailed as err:
             if err.status in _UNKNOWABLE:
                 return  # Content-MD5 and the ETag have told the same
             raise _about(tried.name, err) from None

@@ -48,16 +48,15 @@ _TAKES_BUCKET_IN_HOST = re.compile(
 )
 
 
-class CallRefused(StorageFailed):
-    """The store answered one call with an error; `status` is 0 where there was none."""
-
-    def __init__(self, call: str, status: int, code: str, field: str | None) -> None:
-        said = f"{status} ({code})" if code and not _NO_WORDS.fullmatch(code) else str(status)
-        transient = status >= 500 or status in (408, 429) or code in _TRANSIENT_CODES
-        super().__init__(
-            f"the bucket answered {said} to {call}", field=field, details={"transient": transient}
-        )
-        self.status = status
+def refusal(call: str, status: int, code: str, field: str | None) -> StorageFailed:
+    """Return the error for a call that the store answered with one."""
+    said = f"{status} ({code})" if code and not _NO_WORDS.fullmatch(code) else str(status)
+    transient = status >= 500 or status in (408, 429) or code in _TRANSIENT_CODES
+    err = StorageFailed(
+        f"the bucket answered {said} to {call}", field=field, details={"transient": transient}
+    )
+    err.status = status
+    return err
 
 
 @dataclass(slots=True)
@@ -158,10 +157,10 @@ class S3Client:
         self._client = self._connect()
         return True
 
-    def _refusal(self, name: str, err: ClientError) -> CallRefused:
+    def _refusal(self, name: str, err: ClientError) -> StorageFailed:
         status = int(err.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         code = str(err.response.get("Error", {}).get("Code", ""))
-        return CallRefused(_verb(name), status, code, self._access.field)
+        return refusal(_verb(name), status, code, self._access.field)
 
     def _connect(self) -> Any:
         bucket = self.bucket
