@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from trellis_runtime import __version__
-from trellis_runtime.assets.images import decode_image, parse_base64
+from trellis_runtime.assets.decoder import DECODER
+from trellis_runtime.assets.images import parse_base64
 from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
     Artifact,
@@ -286,5 +287,5 @@ def load_image(
     """
     if request.image_url is not None:
         encoded = fetch(request.image_url, limits.max_bytes, fetch_limits, scope)
-        return decode_image(encoded, limits, field="image_url")
-    return decode_image(parse_base64(request.image or "", limits), limits)
+        return DECODER.decode(encoded, limits, "image_url", scope)
+    return DECODER.decode(parse_base64(request.image or "", limits), limits, "image", scope)
