@@ -36,7 +36,12 @@ from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
 from trellis_runtime.worker.pipeline import Pipeline
 from trellis_runtime.worker.progress import Notify, ProgressSender
-from trellis_runtime.worker.startup import build_engine, process_age, read_ahead
+from trellis_runtime.worker.startup import (
+    build_engine,
+    process_age,
+    read_ahead,
+    require_side_by_side,
+)
 from trellis_runtime.worker.warmup import warm_up
 from trellis_runtime.worker.watchdog import wait_until_thread_exits
 
@@ -71,6 +76,7 @@ class Worker:
         reading = read_ahead(settings)
         DECODER.warm_up()
         engine = engine or build_engine(settings)
+        require_side_by_side(engine, settings.jobs)
         admission = Admission(settings.jobs, settings.delivery.output_dir)
         threads = ThreadPoolExecutor(settings.jobs.max_concurrent, thread_name_prefix="generate")
         worker = cls(settings, engine, init, admission, threads)
