@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.conftest import encoded, picture
 from tests.memory import grown_mib
@@ -211,3 +211,36 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None
     for process in below:
         if process.is_running():
             process.kill()
+
+
+JOB = """
+import asyncio, base64, pathlib
+from tests.conftest import encoded, environment, picture
+from trellis_runtime.settings import Settings
+from trellis_runtime.worker.worker import Worker
+worker = Worker.start(Settings.from_env(environment(pathlib.Path(arguments[0]))))
+def run(data):
+    image = base64.b64encode(data).decode()
+    asked = {"resolution": 512, "texture_size": 512, "decimation_target": 4000}
+    asked |= {"image": image, "output": {"preview": False, "delivery": "inline"}}
+    return asyncio.run(worker.handle({"id": "j", "input": asked}))
+assert "error" not in run(encoded(picture()))
+data = pathlib.Path(arguments[1]).read_bytes()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(3000, 3000), (6900, 300)])
+def test_a_whole_job_takes_memory_by_its_pictures_pixels(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    """48 bytes a pixel and 128 MiB; a long picture by the square that is made of its object."""
+    image = Image.new("RGB", (width, height), (200, 205, 210))
+    ImageDraw.Draw(image).ellipse(
+        [width * 0.1, height * 0.1, width * 0.9, height * 0.9], fill=(150, 30, 20)
+    )
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encoded(image, "JPEG"))
+    grown = grown_mib(JOB, "assert 'error' not in run(data)", str(tmp_path), str(path))
+    square = max(width, height) ** 2 if width > 2 * height else 0
+    assert grown < (48 * width * height + 12 * square) / 2**20 + 128

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from runpod.serverless.modules import rp_http, rp_progress
+from structlog.testing import capture_logs
 
 from tests.loopback import body, http_server, read_sent
 from tests.plane import HANG, Plane, WorkerProcess
@@ -70,9 +71,7 @@ RESULT = json.dumps({"output": {"artifact": {"bucket": "b", "key": "t/j1/model.g
 
 
 @pytest.mark.parametrize(("status", "tries"), [(503, 2), (400, 1), (404, 1), (413, 1)])
-def test_what_is_given_up_says_where_the_result_lies(
-    status: int, tries: int, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_given_up_says_where_the_result_lies(status: int, tries: int) -> None:
     seen: list[int] = []
 
     def reply(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -82,13 +81,12 @@ def test_what_is_given_up_says_where_the_result_lies(
     async def post(url: str) -> None:
         async with aiohttp.ClientSession() as session:
             with pytest.raises(NotTaken, match=str(status)):
-                await Poster(result_tries_s=2.5).transmit(session, f"{url}/d/w/j1?x=1", RESULT)
+                await Poster(result_tries_s=2.2).transmit(session, f"{url}/d/w/j1?x=1", RESULT)
 
-    with http_server(reply) as url:
+    with http_server(reply) as url, capture_logs() as logs:
         asyncio.run(post(url))
     assert len(seen) == tries
-    (line,) = [x for x in capfd.readouterr().err.splitlines() if "result_given_up" in x]
-    told = json.loads(line)
+    (told,) = [entry for entry in logs if entry["event"] == "result_given_up"]
     assert told["lies"] == "t/j1/model.glb in the bucket b, answer.json beside it"
     assert told["job_id"] == "j1"
 
