@@ -333,7 +333,9 @@ def ends(call: Callable[[], object], leaf: type[Exception]) -> str:
     return str(seen[0])
 
 
-@pytest.mark.parametrize("head", [HEADER_DRIPS, BODY_DRIPS, CHUNKS_DRIP])
+@pytest.mark.parametrize(
+    "head", [HEADER_DRIPS, BODY_DRIPS, CHUNKS_DRIP], ids=["header", "body", "chunk"]
+)
 def test_headers_and_bodies_that_drip_end_at_the_deadline(
     server: Server, head: bytes, scope: JobScope
 ) -> None:
@@ -343,7 +345,7 @@ def test_headers_and_bodies_that_drip_end_at_the_deadline(
         drips.stop.set()
 
 
-@pytest.mark.parametrize("head", [HEADER_DRIPS, ERROR_DRIPS])
+@pytest.mark.parametrize("head", [HEADER_DRIPS, ERROR_DRIPS], ids=["header", "error"])
 def test_an_answer_to_an_upload_that_drips_ends_at_the_jobs_deadline(
     server: Server, head: bytes
 ) -> None:

@@ -146,6 +146,10 @@ class S3Store:
             except StorageFailed as err:
                 logger().info("check_object_stays", key=key, reason=err.message)
 
+    def check_alive(self, scope: JobScope) -> None:
+        """Write one small object, always the same one; raises `StorageFailed` if refused."""
+        self._client.put(self.key_of("alive"), b"ok", scope, ContentType="text/plain")
+
     def _facts(self, name: str, data: bytes, content_type: str) -> dict[str, Any]:
         metadata = {"sha256": hashlib.sha256(data).hexdigest(), "run": self._run}
         if self._request:
@@ -264,6 +268,17 @@ def require_bucket(bucket: Bucket) -> None:
     scope = JobScope("start-up", Deadline.after(2 * bucket.timeout_s))
     try:
         operators_store(bucket, "start-up").check_link(scope, read_back=bucket.check_link)
+    except (StorageFailed, UrlRefused) as err:
+        raise SetupFailed(f"the bucket {bucket.name!r} cannot be used: {err.message}") from None
+
+
+def require_bucket_alive(bucket: Bucket) -> None:
+    """Raise `SetupFailed` unless the operator's bucket takes an object now; for looks in passing,
+    which must not leave objects behind.
+    """
+    scope = JobScope("alive", Deadline.after(2 * bucket.timeout_s))
+    try:
+        operators_store(bucket, "check").check_alive(scope)
     except (StorageFailed, UrlRefused) as err:
         raise SetupFailed(f"the bucket {bucket.name!r} cannot be used: {err.message}") from None
 
