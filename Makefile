@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak fuzz docs image clean
+.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed fuzz docs image clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -76,6 +76,9 @@ bench: $(VENV)/base ## time each stage of the embedded engine; the last line is 
 
 soak: $(VENV)/dev ## the long form of the reliability tests
 	SOAK_JOBS=$(or $(JOBS),500) $(PY) -m pytest -s tests/test_soak.py $(ARGS)
+
+mixed: $(VENV)/dev ## 1,000 jobs side by side, each asset compared with its picture's own
+	MIXED_JOBS=$(or $(JOBS),1000) $(PY) -m pytest -s tests/test_mixed.py $(ARGS)
 
 fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the SDK's DEBUG prints whole jobs
 
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.worker.drain import Drain
+from trellis_runtime.worker.last_word import Poster
 from trellis_runtime.worker.worker import Worker
 
 
 def serve(worker: Worker) -> int:
     """Serve jobs until the platform ends the process; returns its exit code."""
     import runpod
+    from runpod.serverless.modules import rp_http
     from runpod.serverless.modules.rp_progress import _thread_target as send_update
+
+    rp_http._transmit = Poster().transmit  # the SDK's own drops a result on a reset, 408 or 429
 
     jobs = worker.settings.jobs
     drain = Drain(jobs.max_concurrent, jobs.grace_s, worker.admission.drain)
@@ -38,9 +42,17 @@ def serve(worker: Worker) -> int:
     return 0
 
 
+def leave(worker: Worker, code: int) -> NoReturn:
+    """End the process; a thread that does not return cannot be waited for, as Python would."""
+    if worker.has_stuck_thread:
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     try:
         ready = Worker.start()
     except SetupFailed as err:
         sys.exit(f"{err.code}: {err.message}")
-    sys.exit(serve(ready))
+    leave(ready, serve(ready))

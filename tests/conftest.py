@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests import processes, upstream_record
+from trellis_runtime.assets.decoder import DECODER
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.logs import configure_logging
 from trellis_runtime.settings import Settings
@@ -45,6 +46,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def no_process_is_left() -> Iterator[None]:
     """Fail the session that leaves a process running, and end what it left."""
     yield
+    DECODER.close()
     if told := processes.end_and_tell(processes.left_behind()):
         pytest.fail("left running by the tests:\n" + "\n".join(told))
 

@@ -3,6 +3,7 @@
 The faults are in the environment, as `FAULT=kind` or `FAULT=kind:stage`:
   slow    the stage takes 60 steps of 0.05 s, with a check after each, as sampling does
   stuck   the stage takes 2 s without a check
+  never   the stage does not return
   poison  the stage raises EngineFault
   crash   the stage raises an exception that nobody foresaw
   broken  the asset has coordinates that are not finite
@@ -12,14 +13,14 @@ The faults are in the environment, as `FAULT=kind` or `FAULT=kind:stage`:
 from __future__ import annotations
 
 import os
-import sys
+import threading
 import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from handler import serve
+from handler import leave, serve
 from trellis_runtime.contract.engine import Asset, Generation, MemorySnapshot, Rgba
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
@@ -47,6 +48,8 @@ class FaultyGeneration:
                 scope.step(step, 60)
         elif KIND == "stuck":
             time.sleep(2)
+        elif KIND == "never":
+            threading.Event().wait()
         elif KIND == "poison":
             raise EngineFault("CUDA error: an illegal memory access was encountered")
         elif KIND == "crash":
@@ -76,4 +79,5 @@ class FaultyEngine(EmbeddedEngine):
 
 
 if __name__ == "__main__":
-    sys.exit(serve(Worker.start(engine=FaultyEngine())))
+    ready = Worker.start(engine=FaultyEngine())
+    leave(ready, serve(ready))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -28,6 +31,7 @@ from tests.conftest import ROOT, environment
 
 HOLD_S = 1.0  # how long an empty poll is held; the platform holds up to 90 s
 WAIT_S = 60.0
+HANG = -1
 
 
 @dataclass(slots=True)
@@ -39,6 +43,10 @@ class Record:
     takes: int = 0
     results: list[dict[str, Any]] = field(default_factory=list)
     refused_posts: int = 0
+    open_updates: list[Callable[[], bool]] = field(default_factory=list)
+    """For each update that is held, whether its client has left."""
+    overtaken: bool = False
+    """Whether the result came while an update was still under way: either may then be last."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """Everything posted for the job, in the order of arrival; progress included."""
 
@@ -57,6 +65,9 @@ class Plane:
     def __init__(self) -> None:
         self.jobs: dict[str, Record] = {}
         self.done_statuses: deque[int] = deque()
+        """How the next results are answered; 0 is a reset, `HANG` an answer that never comes."""
+        self.updates_hang = False
+        """Whether progress posts are held until the client leaves."""
         self.pings: list[dict[str, list[str]]] = []
         self.raw: list[bytes] = []
         self._queue: deque[str] = deque()
@@ -145,12 +156,15 @@ class Plane:
             taken, self._stops = list(self._stops), deque()
             return taken
 
-    def done(self, job_id: str, body: bytes) -> int:
+    def done(self, job_id: str, body: bytes, left: Callable[[], bool]) -> int:
+        """Take what was posted for a job; `left` tells whether its client is gone."""
+        event = json.loads(body)
+        is_progress = event.get("status") == "IN_PROGRESS"
+        if is_progress and self.updates_hang:
+            self._hold_update(job_id, left)
         with self._changed:
             self.raw.append(body)
             record = self.jobs.get(job_id)
-            event = json.loads(body)
-            is_progress = event.get("status") == "IN_PROGRESS"
             status = 200 if is_progress or not self.done_statuses else self.done_statuses.popleft()
             if record is not None:
                 if status != 200:
@@ -158,10 +172,18 @@ class Plane:
                 else:
                     record.events.append(event)
                     if not is_progress:
+                        record.overtaken |= not all(left() for left in record.open_updates)
                         record.results.append(event)
                         record.state = "FAILED" if "error" in event else "COMPLETED"
             self._changed.notify_all()
             return status
+
+    def _hold_update(self, job_id: str, left: Callable[[], bool]) -> None:
+        record = self.jobs[job_id]
+        record.open_updates.append(left)
+        while not left() and not self._closing:
+            time.sleep(0.05)
+        record.open_updates.remove(left)
 
     def status(self, job_id: str) -> dict[str, Any]:
         record = self.jobs[job_id]
@@ -208,7 +230,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         verb, *rest = urlsplit(self.path).path.removeprefix("/v2/ep/").split("/")
         if verb == "job-done":
-            self.answer(self.plane.done(rest[1], body), {})
+            status = self.plane.done(rest[1], body, self._client_left)
+            while status == HANG and not self._client_left():
+                time.sleep(0.05)
+            if status > 0:
+                self.answer(status, {})
+            else:
+                self._reset()
         elif verb == "run":
             job = json.loads(body)
             job_id = self.plane.submit(job.pop("input"), **job)
@@ -217,6 +245,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, self.plane.cancel(rest[0]))
         else:
             self.answer(404, {})
+
+    def _client_left(self) -> bool:
+        readable = select.select([self.connection], [], [], 0)[0]
+        try:
+            return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
 
     def answer(self, status: int, body: Any) -> None:
         data = b"" if body is None else json.dumps(body).encode()

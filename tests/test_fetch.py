@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import ipaddress
+import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.loopback import Authority, Server, body, http_server, read_sent, redirect, silent_server
+from tests.memory import grown_mib
 from trellis_runtime.contract.scope import Deadline, JobScope
-from trellis_runtime.delivery import fetch as fetch_module
+from trellis_runtime.delivery import guard
 from trellis_runtime.delivery.fetch import fetch, is_public, upload
 from trellis_runtime.errors import (
     DeadlineExceeded,
@@ -95,65 +99,32 @@ def test_ssrf_tries_are_refused(host: str, scope: JobScope) -> None:
     assert "SECRET" not in caught.value.message
 
 
-Reply = Callable[[http.server.BaseHTTPRequestHandler], None]
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
 
 
-@contextmanager
-def server(reply: Reply) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            reply(self)
-
-        do_PUT = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Quiet(http.server.ThreadingHTTPServer):
-        def handle_error(self, request: object, client_address: object) -> None:
-            pass  # clients leave early on purpose here
-
-    with Quiet(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{running.server_port}"
-        finally:
-            running.shutdown()
-            thread.join()
+@pytest.fixture(params=["http", "https"])
+def server(
+    request: pytest.FixtureRequest, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> Server:
+    """Every promise holds over TLS as well."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
+    tls = authority.context if request.param == "https" else None
+    return lambda reply: http_server(reply, tls)
 
 
-def body(data: bytes, status: int = 200, length: int | None = None) -> Reply:
-    def reply(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(data) if length is None else length))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return reply
-
-
-def redirect(to: str) -> Reply:
-    def reply(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(302)
-        handler.send_header("Location", to.replace("SELF", handler.headers["Host"]))
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    return reply
-
-
-def test_a_body_is_fetched(scope: JobScope) -> None:
+def test_a_body_is_fetched(server: Server, scope: JobScope) -> None:
     with server(body(b"picture")) as url:
         assert fetch(f"{url}/a.png?sig=1", 100, LOOPBACK, scope) == b"picture"
 
 
-def test_the_address_is_checked_at_the_connection_itself(scope: JobScope) -> None:
+def test_the_address_is_checked_at_the_connection_itself(server: Server, scope: JobScope) -> None:
     with server(body(b"secret")) as url, pytest.raises(UrlRefused, match="127.0.0.1"):
         fetch(url, 100, STRICT, scope)
 
 
-def test_a_redirect_to_a_private_address_is_refused(scope: JobScope) -> None:
+def test_a_redirect_to_a_private_address_is_refused(server: Server, scope: JobScope) -> None:
     with (
         server(redirect("http://127.0.0.2:1/x")) as url,
         pytest.raises(UrlRefused, match="127.0.0.2"),
@@ -162,13 +133,13 @@ def test_a_redirect_to_a_private_address_is_refused(scope: JobScope) -> None:
 
 
 @pytest.mark.parametrize("to", ["file:///etc/passwd", "gopher://127.0.0.1/", "ftp://127.0.0.1/"])
-def test_a_redirect_to_another_scheme_is_refused(to: str, scope: JobScope) -> None:
+def test_a_redirect_to_another_scheme_is_refused(server: Server, to: str, scope: JobScope) -> None:
     with server(redirect(to)) as url, pytest.raises(UrlRefused):
         fetch(url, 100, LOOPBACK, scope)
 
 
-def test_too_many_redirects_are_refused(scope: JobScope) -> None:
-    with server(redirect("http://SELF/")) as url, pytest.raises(UrlRefused, match="too often"):
+def test_too_many_redirects_are_refused(server: Server, scope: JobScope) -> None:
+    with server(redirect("//SELF/")) as url, pytest.raises(UrlRefused, match="too often"):
         fetch(url, 100, LOOPBACK, scope)
 
 
@@ -190,8 +161,8 @@ def test_a_name_that_changes_between_check_and_use_gains_nothing(
             connected.append(address)
             raise OSError("no network here")
 
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", rebinding)
-    monkeypatch.setattr(fetch_module.socket, "socket", Spy)
+    monkeypatch.setattr(guard.socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr(guard.socket, "socket", Spy)
     with pytest.raises(FetchFailed):
         fetch("http://rebind.example:80/x", 100, STRICT, scope)
     assert asked == ["rebind.example"]
@@ -207,13 +178,15 @@ def test_one_private_address_among_several_is_enough_to_refuse(
             for ip in ("8.8.8.8", "10.0.0.1")
         ]
 
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", mixed)
+    monkeypatch.setattr(guard.socket, "getaddrinfo", mixed)
     with pytest.raises(UrlRefused, match="10.0.0.1"):
         fetch("http://mixed.example/x", 100, STRICT, scope)
 
 
 @pytest.mark.parametrize("length", [None, 5, 10_000])
-def test_the_body_is_capped_whatever_its_length_claims(length: int | None, scope: JobScope) -> None:
+def test_the_body_is_capped_whatever_its_length_claims(
+    server: Server, length: int | None, scope: JobScope
+) -> None:
     def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         if length is not None:
@@ -230,7 +203,7 @@ def test_the_body_is_capped_whatever_its_length_claims(length: int | None, scope
                 fetch(url, 1000, LOOPBACK, scope)
 
 
-def test_a_compressed_body_is_capped_by_its_real_size(scope: JobScope) -> None:
+def test_a_compressed_body_is_capped_by_its_real_size(server: Server, scope: JobScope) -> None:
     import gzip
 
     bomb = gzip.compress(bytes(10_000_000))
@@ -246,7 +219,7 @@ def test_a_compressed_body_is_capped_by_its_real_size(scope: JobScope) -> None:
         fetch(url, 100_000, LOOPBACK, scope)
 
 
-def test_a_server_that_drips_is_cut_at_the_deadline(scope: JobScope) -> None:
+def test_a_server_that_drips_is_cut_at_the_deadline(server: Server, scope: JobScope) -> None:
     stop = threading.Event()
 
     def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -263,26 +236,30 @@ def test_a_server_that_drips_is_cut_at_the_deadline(scope: JobScope) -> None:
     assert time.monotonic() - started < 30  # it ended at all; how fast is not a test's business
 
 
-def test_an_error_answer_is_told_with_its_status(scope: JobScope) -> None:
+def test_an_error_answer_is_told_with_its_status(server: Server, scope: JobScope) -> None:
     with server(body(b"", 404)) as url, pytest.raises(FetchFailed, match="answered 404"):
         fetch(f"{url}/x?token=SECRET", 100, LOOPBACK, scope)
 
 
-def test_a_stopped_job_stops_its_download() -> None:
+def test_a_stopped_job_stops_its_download(
+    server: Server,
+) -> None:
     scope = JobScope("x")
     scope.cancel()
     with server(body(b"data")) as url, pytest.raises(JobCancelled):
         fetch(url, 100, LOOPBACK, scope)
 
 
-def test_the_jobs_deadline_bounds_the_download() -> None:
+def test_the_jobs_deadline_bounds_the_download(
+    server: Server,
+) -> None:
     scope = JobScope("x", Deadline.after(0.0))
     with server(body(b"data")) as url, pytest.raises((FetchFailed, DeadlineExceeded)):
         fetch(url, 100, LOOPBACK, scope)
 
 
 def test_proxies_of_the_environment_are_not_used(
-    scope: JobScope, monkeypatch: pytest.MonkeyPatch
+    server: Server, scope: JobScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with server(body(b"proxied")) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
@@ -290,19 +267,19 @@ def test_proxies_of_the_environment_are_not_used(
             fetch("http://127.0.0.3:9/x", 100, STRICT, scope)
 
 
-def test_an_upload_obeys_the_same_rules(scope: JobScope) -> None:
+def test_an_upload_obeys_the_same_rules(server: Server, scope: JobScope) -> None:
     with pytest.raises(UrlRefused) as caught:
         upload("http://127.0.0.1:9/put?sig=SECRET", b"x", "model/gltf-binary", STRICT, scope)
     assert caught.value.field == "output.upload_url"
-    with server(redirect("http://SELF/")) as url, pytest.raises(StorageFailed, match="302"):
+    with server(redirect("//SELF/")) as url, pytest.raises(StorageFailed, match="302"):
         upload(url, b"x", "model/gltf-binary", LOOPBACK, scope)
 
 
-def test_an_upload_is_tried_again_after_a_server_error(scope: JobScope) -> None:
+def test_an_upload_is_tried_again_after_a_server_error(server: Server, scope: JobScope) -> None:
     seen: list[bytes] = []
 
     def flaky(handler: http.server.BaseHTTPRequestHandler) -> None:
-        seen.append(handler.rfile.read(int(handler.headers["Content-Length"])))
+        seen.append(read_sent(handler))
         body(b"", 503 if len(seen) == 1 else 200)(handler)
 
     with server(flaky) as url:
@@ -315,3 +292,212 @@ def test_allowed_networks_are_exact() -> None:
     assert is_public(IPv4Address("10.1.2.3"), limits)
     assert not is_public(IPv4Address("10.2.2.3"), limits)
     assert is_public(IPv6Address("fd00::1"), limits)
+
+
+class Drips:
+    """Sends a head, then a byte at a time for ever; `stop` ends it for the test's own sake."""
+
+    def __init__(self, head: bytes) -> None:
+        self.stop = threading.Event()
+        self._head = head
+
+    def __call__(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(self._head)
+        while not self.stop.wait(0.05):
+            handler.wfile.write(b"a")
+
+
+SHORT = LOOPBACK.model_copy(update={"timeout_s": 0.6})
+HEADER_DRIPS = b"HTTP/1.1 200 OK\r\nX-Slow: "
+BODY_DRIPS = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+ERROR_DRIPS = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000000\r\n\r\n"
+CHUNKS_DRIP = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;"
+
+
+def ends(call: Callable[[], object], leaf: type[Exception]) -> str:
+    """Run `call` on a thread, and return its error's words; a call that hangs fails the test."""
+    seen: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            seen.append(None)
+        except Exception as err:
+            seen.append(err)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)  # the limits here are a second at most
+    assert seen, "it has no end"
+    assert isinstance(seen[0], leaf), repr(seen[0])
+    return str(seen[0])
+
+
+@pytest.mark.parametrize(
+    "head", [HEADER_DRIPS, BODY_DRIPS, CHUNKS_DRIP], ids=["header", "body", "chunk"]
+)
+def test_headers_and_bodies_that_drip_end_at_the_deadline(
+    server: Server, head: bytes, scope: JobScope
+) -> None:
+    drips = Drips(head)
+    with server(drips) as url:
+        assert "took too long" in ends(lambda: fetch(url, 10**9, SHORT, scope), FetchFailed)
+        drips.stop.set()
+
+
+@pytest.mark.parametrize("head", [HEADER_DRIPS, ERROR_DRIPS], ids=["header", "error"])
+def test_an_answer_to_an_upload_that_drips_ends_at_the_jobs_deadline(
+    server: Server, head: bytes
+) -> None:
+    drips = Drips(head)
+    scope = JobScope("x", Deadline.after(0.8))
+    with server(drips) as url:
+        ends(lambda: upload(url, b"m", "model/gltf-binary", SHORT, scope), DeadlineExceeded)
+        drips.stop.set()
+
+
+def test_a_redirect_that_drips_shares_the_one_deadline(server: Server, scope: JobScope) -> None:
+    drips = Drips(HEADER_DRIPS)
+    with server(drips) as slow, server(redirect(f"{slow}/")) as url:
+        ends(lambda: fetch(url, 1000, SHORT, scope), FetchFailed)
+        drips.stop.set()
+
+
+def test_a_handshake_that_never_comes_ends_at_the_deadline(scope: JobScope) -> None:
+    gone = threading.Event()
+    with silent_server(lambda _: bool(gone.wait(30)) and None) as (host, port):
+        told = ends(lambda: fetch(f"https://{host}:{port}/", 10, SHORT, scope), FetchFailed)
+        gone.set()
+    assert "took too long" in told
+
+
+def test_an_upload_that_nobody_reads_ends_at_the_deadline(server: Server) -> None:
+    held = threading.Event()
+    scope = JobScope("x", Deadline.after(0.8))
+    with server(lambda _: bool(held.wait(30)) and None) as url:
+        ends(lambda: upload(url, bytes(20_000_000), "x/y", SHORT, scope), DeadlineExceeded)
+        held.set()
+
+
+def test_a_job_that_is_stopped_lets_go_of_a_server_that_drips(server: Server) -> None:
+    scope, drips = JobScope("x"), Drips(BODY_DRIPS)
+    threading.Timer(0.3, scope.cancel).start()
+    with server(drips) as url:
+        limits = LOOPBACK.model_copy(update={"timeout_s": 600})
+        ends(lambda: fetch(url, 10**9, limits, scope), JobCancelled)
+        drips.stop.set()
+
+
+def test_a_resolver_that_hangs_is_left_behind(
+    scope: JobScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(guard.socket, "getaddrinfo", lambda *_, **__: back.wait(60))
+    told = ends(lambda: fetch("http://slow.example/", 10, SHORT, scope), FetchFailed)
+    back.set()
+    assert "took too long" in told
+
+
+def test_an_address_that_swallows_everything_leaves_time_for_the_next(
+    server: Server, scope: JobScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener whose queue is full answers no SYN; the second address of the host is fine."""
+    with server(body(b"picture")) as url, socket.socket() as full:
+        full.bind(("127.0.0.2", int(url.rsplit(":", 1)[1])))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        port = full.getsockname()[1]
+        both = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port))
+            for ip in ("127.0.0.2", "127.0.0.1")
+        ]
+        monkeypatch.setattr(guard.socket, "getaddrinfo", lambda *_, **__: both)
+        limits = FetchLimits(timeout_s=4, allow_networks=(IPv4Network("127.0.0.0/8"),))
+        host = url.replace("127.0.0.1", "localhost")
+        assert fetch(host, 100, limits, scope) == b"picture"
+        for filler in fillers:
+            filler.close()
+
+
+PACKED = gzip.compress(gzip.compress(bytes(1_000_000_000), 9), 9)  # 1 GB of zeros in 1.6 kB
+IMPORTS = """
+from ipaddress import IPv4Network
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.fetch import fetch, upload
+from trellis_runtime.errors import WorkerError
+from trellis_runtime.settings import FetchLimits
+limits = FetchLimits(timeout_s=60, allow_networks=(IPv4Network("127.0.0.1/32"),))
+scope = JobScope("x")
+import contextlib
+with contextlib.suppress(WorkerError):  # connect once: TLS's own memory is no part of the bound
+    fetch(arguments[0] + "/none", 10, limits, scope)
+"""
+
+
+@pytest.mark.parametrize("door", ["body", "redirect", "answer", "refusal"])
+def test_no_body_takes_more_memory_than_its_bound(server: Server, door: str) -> None:
+    """300 MB on the wire's other end: bodies that are read are bounded, others are not read."""
+    bomb = gzip.compress(bytes(300_000_000), 9)
+    replies = {
+        "body": body(bomb, encoding="gzip"),
+        "redirect": redirect("//SELF/end", bomb, encoding="gzip"),
+        "answer": body(bomb, encoding="gzip"),
+        "refusal": body(bomb, 403, encoding="gzip"),
+    }
+
+    def reply(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if handler.path == "/none":
+            body(b"", 404)(handler)
+        elif handler.path == "/end":
+            body(b"picture")(handler)
+        else:
+            replies[door](handler)
+
+    put = "upload(arguments[0] + '/x', b'm', 'x/y', limits, scope)"
+    get = "fetch(arguments[0] + '/x', 5_000_000, limits, scope)"
+    call = put if door in ("answer", "refusal") else get
+    with server(reply) as url:
+        grown = grown_mib(IMPORTS, f"with contextlib.suppress(WorkerError):\n    {call}", url)
+    assert grown < 30
+
+
+def test_a_body_packed_twice_is_refused(server: Server, scope: JobScope) -> None:
+    with (
+        server(body(PACKED, encoding="gzip, gzip")) as url,
+        pytest.raises(FetchFailed, match="EncodingRefused"),
+    ):
+        fetch(url, 10**9, LOOPBACK, scope)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "raw", "members", "identity"])
+def test_a_packed_body_is_unpacked_whole(server: Server, encoding: str, scope: JobScope) -> None:
+    plain = random.Random(1).randbytes(500_000) + bytes(500_000)
+    packed = {
+        "gzip": gzip.compress(plain),
+        "x-gzip": gzip.compress(plain),
+        "deflate": zlib.compress(plain),
+        "raw": zlib.compress(plain)[2:-4],
+        "members": gzip.compress(plain[:1000]) + gzip.compress(plain[1000:]),
+        "identity": plain,
+    }[encoding]
+    named = {"raw": "deflate", "members": "gzip"}.get(encoding, encoding)
+    with server(body(packed, encoding=named)) as url:
+        assert fetch(url, len(plain), LOOPBACK, scope) == plain
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
+def test_an_upload_is_tried_again_where_that_may_help(
+    server: Server, status: int, scope: JobScope
+) -> None:
+    seen: list[int] = []
+
+    def flaky(handler: http.server.BaseHTTPRequestHandler) -> None:
+        seen.append(status if not seen else 200)
+        body(b"", seen[-1])(handler)
+
+    with server(flaky) as url:
+        upload(url, b"model", "model/gltf-binary", LOOPBACK, scope)
+    assert seen == [status, 200]

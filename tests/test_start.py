@@ -21,7 +21,7 @@ from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.readahead import ReadAhead, drop
-from trellis_runtime.worker.startup import build_engine
+from trellis_runtime.worker.startup import build_engine, require_side_by_side
 from trellis_runtime.worker.warmup import picture
 from trellis_runtime.worker.worker import Worker
 
@@ -96,10 +96,25 @@ def test_a_preloaded_worker_is_loaded_and_warm_before_it_takes_jobs(tmp_path: Pa
     worker.close()
 
 
-def test_the_gpu_engine_refuses_to_run_two_generations_side_by_side() -> None:
+class Alone(Counting):
+    """An engine that keeps state which jobs share."""
+
+    most_side_by_side = 1
+
+
+def test_more_generations_than_an_engine_keeps_apart_are_refused_at_start(tmp_path: Path) -> None:
+    two = settings(tmp_path, MAX_CONCURRENT_GENERATIONS="2")
+    with pytest.raises(SetupFailed, match="MAX_CONCURRENT_GENERATIONS is 2.*at most 1"):
+        Worker.start(two, Alone())
+    Worker.start(settings(tmp_path), Alone()).close()
+    Worker.start(two, Counting()).close()
+
+
+def test_the_gpu_engine_runs_one_generation_at_a_time() -> None:
     wanted = {"TRELLIS2_ENGINE": "trellis2", "MAX_CONCURRENT_GENERATIONS": "2"}
+    gpu_settings = Settings.from_env(wanted)
     with pytest.raises(SetupFailed, match="MAX_CONCURRENT_GENERATIONS is 2"):
-        build_engine(Settings.from_env(wanted))
+        require_side_by_side(build_engine(gpu_settings), gpu_settings.jobs)
 
 
 def test_a_kernel_cache_is_seeded_once_and_keyed_by_card_and_versions(

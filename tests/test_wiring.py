@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import http.server
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import environment
+from tests.loopback import Reply, body, http_server
 from tests.test_worker import QUICK, Raising, handle, start
 from trellis_runtime.contract.engine import Asset, Generation
 from trellis_runtime.contract.ladder import RUNGS, Plan
@@ -328,20 +330,22 @@ def test_draining_ends_the_poll_after_the_jobs_in_hand() -> None:
 # --- delivery ---------------------------------------------------------------------------------
 
 
-class LossyClient:
-    """A bucket's client that says the bucket holds something else than was put."""
+def losing_store(size: int, data: bytes) -> Reply:
+    """A store that takes everything, and then says that it holds something else."""
+    taken: list[str] = []
 
-    def __init__(self, size: int, data: bytes) -> None:
-        self._found = {
-            "ContentLength": size,
-            "Metadata": {"sha256": hashlib.sha256(data).hexdigest()},
-        }
+    def reply(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if handler.command == "HEAD" and taken:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(size))
+            handler.send_header("x-amz-meta-sha256", hashlib.sha256(data).hexdigest())
+            handler.end_headers()
+            return
+        if handler.command == "PUT":
+            taken.append(handler.path)
+        body(b"", 200 if taken else 404)(handler)
 
-    def put_object(self, **_: Any) -> None:
-        pass
-
-    def head_object(self, **_: Any) -> dict[str, Any]:
-        return self._found
+    return reply
 
 
 @pytest.mark.parametrize(
@@ -350,15 +354,15 @@ class LossyClient:
     ids=["size", "checksum"],
 )
 def test_what_a_bucket_holds_is_verified(
-    tmp_path: Path, size: int, data: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, size: int, data: bytes, words: str
 ) -> None:
-    variables = {
-        "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9", "BUCKET_ACCESS_KEY_ID": "id",
-        "BUCKET_SECRET_ACCESS_KEY": "secret", "BUCKET_NAME": "b",
-    }  # fmt: skip
-    store = s3.S3Store(Settings.from_env(environment(tmp_path, **variables)).bucket, "lossy")
-    monkeypatch.setattr(store, "_client", LossyClient(size, data))
-    with pytest.raises(StorageFailed, match=words):
+    with http_server(losing_store(size, data)) as url, pytest.raises(StorageFailed, match=words):
+        variables = {
+            "BUCKET_ENDPOINT_URL": url, "BUCKET_ACCESS_KEY_ID": "id",
+            "BUCKET_SECRET_ACCESS_KEY": "secret", "BUCKET_NAME": "bucket",
+        }  # fmt: skip
+        bucket = Settings.from_env(environment(tmp_path, **variables)).bucket
+        store = s3.operators_store(bucket, "lossy")
         store.put("model.glb", b"whole model", "model/gltf-binary", JobScope("lossy"))
 
 

@@ -385,7 +385,7 @@ def test_the_start_up_check_refuses_a_full_disk_and_a_dead_bucket(tmp_path: Path
     with pytest.raises(SetupFailed, match="disk"):
         start(tmp_path, TRELLIS2_MIN_FREE_DISK_GB="1000000").require_ready()
     dead = bucket_variables("http://127.0.0.1:9", BUCKET_MAX_ATTEMPTS="1")
-    with pytest.raises(SetupFailed, match="EndpointConnectionError"):
+    with pytest.raises(SetupFailed, match="ConnectionRefusedError"):
         start(tmp_path, **dead).require_ready()
 
 

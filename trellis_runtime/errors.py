@@ -158,6 +158,8 @@ class StorageFailed(WorkerError):
     """The result exists and could not be delivered."""
 
     code, fault, retryable = "storage_failed", Fault.OUTSIDE, True
+    status: int = 0
+    """The HTTP status that refused it, 0 where nothing was answered."""
 
 
 class AnswerTooLarge(WorkerError):

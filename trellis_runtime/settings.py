@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -35,6 +37,14 @@ class ImageLimits(_Slice):
         50_000_000, ge=64, description="Largest image, in pixels, read from its header."
     )
     min_side_px: int = Field(32, ge=1, description="Shortest side that is worth a model, in px.")
+    decode_timeout_s: float = Field(
+        30.0, gt=0, le=600, description="Seconds for decoding one picture."
+    )
+
+    @property
+    def max_side_px(self) -> int:
+        """The longer side that a picture is scaled to, so that its square is within the pixels."""
+        return isqrt(self.max_pixels)
 
 
 class FetchLimits(_Slice):
@@ -67,6 +77,12 @@ class JobLimits(_Slice):
     )
     timeout_s: float = Field(
         900.0, gt=0, description="Seconds for a job, where the platform passes no deadline."
+    )
+    stuck_grace_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that a stage gets to return after the job's time is over, or it was "
+        "stopped; then the job is answered and the process leaves.",
     )
     min_free_disk_gb: float = Field(
         5.0, ge=0, description="GiB of disk that must be free before a job starts."
@@ -110,7 +126,9 @@ class Bucket(_Slice):
     access_key_id: SecretStr | None = Field(None, description="Key id for the bucket.")
     secret_access_key: SecretStr | None = Field(None, description="Secret key for the bucket.")
     name: str | None = Field(None, description="Bucket name.")
-    region: str | None = Field(None, description="Region; most S3-compatible stores ignore it.")
+    region: str | None = Field(
+        None, description="Region; unset: learnt from the store, us-east-1 where it names none."
+    )
     prefix: str = Field("trellis2", description="Key prefix; results are at PREFIX/JOB_ID/.")
     addressing_style: Literal["auto", "path", "virtual"] = Field(
         "auto", description="How the bucket's name is put into URLs."
@@ -123,6 +141,20 @@ class Bucket(_Slice):
     )
     timeout_s: float = Field(60.0, gt=0, description="Seconds for one S3 call.")
     max_attempts: int = Field(4, ge=1, le=20, description="Tries for one S3 call.")
+
+    check_link: bool = Field(
+        True,
+        description="1: at start, read an object by the link that a caller would get; 0: only "
+        "write it (for links that lead to this bucket from elsewhere alone).",
+    )
+
+    @field_validator("endpoint_url", "public_base_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value) if value is not None else None
+        if parts is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be an http or https address with a host")
+        return value
 
     @property
     def is_configured(self) -> bool:
@@ -285,12 +317,14 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_MAX_IMAGE_BYTES": ("image", "max_bytes"),
     "TRELLIS2_MAX_IMAGE_PIXELS": ("image", "max_pixels"),
     "TRELLIS2_MIN_IMAGE_SIDE_PX": ("image", "min_side_px"),
+    "TRELLIS2_DECODE_TIMEOUT_S": ("image", "decode_timeout_s"),
     "TRELLIS2_FETCH_TIMEOUT_S": ("fetch", "timeout_s"),
     "TRELLIS2_FETCH_MAX_REDIRECTS": ("fetch", "max_redirects"),
     "TRELLIS2_FETCH_ALLOW_NETWORKS": ("fetch", "allow_networks"),
     "MAX_CONCURRENT_GENERATIONS": ("jobs", "max_concurrent"),
     "TRELLIS2_MAX_QUEUED_JOBS": ("jobs", "max_queued"),
     "TRELLIS2_JOB_TIMEOUT_S": ("jobs", "timeout_s"),
+    "TRELLIS2_STUCK_GRACE_S": ("jobs", "stuck_grace_s"),
     "TRELLIS2_MIN_FREE_DISK_GB": ("jobs", "min_free_disk_gb"),
     "TRELLIS2_JOBS_PER_PROCESS": ("jobs", "jobs_per_process"),
     "TRELLIS2_SHUTDOWN_GRACE_S": ("jobs", "grace_s"),
@@ -305,6 +339,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "BUCKET_ADDRESSING_STYLE": ("bucket", "addressing_style"),
     "BUCKET_URL_EXPIRY_S": ("bucket", "url_expiry_s"),
     "BUCKET_PUBLIC_BASE_URL": ("bucket", "public_base_url"),
+    "BUCKET_CHECK_LINK": ("bucket", "check_link"),
     "BUCKET_TIMEOUT_S": ("bucket", "timeout_s"),
     "BUCKET_MAX_ATTEMPTS": ("bucket", "max_attempts"),
     "TRELLIS2_PRELOAD": ("start", "preload"),

@@ -26,6 +26,8 @@ _PIPELINE = "trellis_runtime/worker/pipeline.py"
 _WORKER = "trellis_runtime/worker/worker.py"
 _ADMISSION = "trellis_runtime/worker/admission.py"
 _FETCH = "trellis_runtime/delivery/fetch.py"
+_GUARD = "trellis_runtime/delivery/guard.py"
+_S3 = "trellis_runtime/delivery/s3.py"
 _IMAGES = "trellis_runtime/assets/images.py"
 _READER = "trellis_runtime/assets/glb_reader.py"
 _WRITER = "trellis_runtime/assets/glb_writer.py"
@@ -127,7 +129,7 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "no progress comes after the result",
         "trellis_runtime/worker/progress.py",
-        "self._thread.join(timeout=10)",
+        "self._thread.join(_JOIN_S)",
         "pass",
         ("tests/test_wiring.py::test_a_slow_progress_update_does_not_hold_the_loop",),
     ),
@@ -155,7 +157,7 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "a seed that is not given comes from the job's id",
         _WORKER,
-        "os.urandom(8) if job_id in _LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()",
+        "os.urandom(8) if job_id in LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()",
         "os.urandom(8)",
         (
             "tests/test_worker.py::test_a_seed_is_drawn_from_the_jobs_id_so_that_a_retry_is_the_same_truth",
@@ -252,7 +254,7 @@ _CORE: tuple[Mutant, ...] = (
     # --- delivery ---
     Mutant(
         "an address inside a private network is not visited",
-        _FETCH,
+        _GUARD,
         "            if not is_public(address, self.limits):",
         "            if False:",
         (
@@ -262,36 +264,36 @@ _CORE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "IPv4 inside IPv6 is judged as IPv4",
-        _FETCH,
+        _GUARD,
         "        if inner is not None:\n            return is_public(inner, limits)\n",
         "",
         ("tests/test_fetch.py::test_every_non_global_ipv4_is_refused_in_all_its_disguises",),
     ),
     Mutant(
         "the environment's proxies are not used",
-        _FETCH,
-        "session.trust_env = False",
-        "session.trust_env = True",
+        _GUARD,
+        "with PoolManager(ssl_context=_tls()) as pools:",
+        "with __import__('urllib3').proxy_from_url(__import__('urllib.request').request.getproxies()['http']) as pools:",
         ("tests/test_fetch.py::test_proxies_of_the_environment_are_not_used",),
     ),
     Mutant(
         "a body is capped by its real size",
-        _FETCH,
-        "too_large = size > max_bytes",
-        "too_large = False",
+        "trellis_runtime/delivery/unpack.py",
+        "            if len(body) > limit:",
+        "            if False:",
         ("tests/test_fetch.py::test_a_compressed_body_is_capped_by_its_real_size",),
     ),
     Mutant(
         "an upload follows no redirect",
         _FETCH,
-        "allow_redirects=False",
-        "allow_redirects=True",
+        "redirect=False,",
+        "redirect=True,",
         ("tests/test_fetch.py::test_an_upload_obeys_the_same_rules",),
     ),
     Mutant(
         "what arrived in the bucket is compared by size",
         "trellis_runtime/delivery/s3.py",
-        "    if size != len(data):",
+        "    if size != sent:",
         "    if False:",
         ("tests/test_wiring.py::test_what_a_bucket_holds_is_verified[size]",),
     ),
@@ -603,4 +605,249 @@ _SERVER_DOORS: tuple[Mutant, ...] = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _SERVER_DOORS
+_DECODER = "trellis_runtime/assets/decoder.py"
+_CHILD = "trellis_runtime/assets/decode_child.py"
+_CLIENT = "trellis_runtime/delivery/s3_client.py"
+_EARLIER = "trellis_runtime/delivery/earlier.py"
+_WORD = "trellis_runtime/worker/last_word.py"
+_WATCHDOG = "trellis_runtime/worker/watchdog.py"
+_TRUTH = "tests/test_delivery_truth.py::"
+_WIRE = "tests/test_fetch.py::"
+
+_DELIVERY: tuple[Mutant, ...] = (
+    Mutant(
+        "jobs side by side do not share a library's mesh",
+        "trellis_runtime/engines/embedded/surface.py",
+        "        with _SIMPLIFYING:",
+        "        if True:",
+        ("tests/test_mixed.py::test_no_job_gets_what_another_made",),
+    ),
+    Mutant(
+        "an engine's own limit on jobs side by side is obeyed",
+        "trellis_runtime/worker/startup.py",
+        "if most is not None and limits.max_concurrent > most:",
+        "if False:",
+        (
+            "tests/test_start.py::test_more_generations_than_an_engine_keeps_apart_are_refused_at_start",
+        ),
+    ),
+    Mutant(
+        "a deadline holds over TLS, which detaches the socket",
+        _GUARD,
+        "self._sockets.append(sock.dup())",
+        "self._sockets.append(sock)",
+        (_WIRE + "test_headers_and_bodies_that_drip_end_at_the_deadline",),
+    ),
+    Mutant(
+        "the addresses of a host share the time",
+        _GUARD,
+        "share = self._seconds() / (len(tried) - number)",
+        "share = self._seconds()",
+        (_WIRE + "test_an_address_that_swallows_everything_leaves_time_for_the_next",),
+    ),
+    Mutant(
+        "a lookup has an end",
+        _GUARD,
+        "return answer.result(timeout=self._seconds())",
+        "return answer.result()",
+        (_WIRE + "test_a_resolver_that_hangs_is_left_behind",),
+    ),
+    Mutant(
+        "a stopped job lets go of its connections",
+        _GUARD,
+        "if self.deadline.passed or self._stopped():",
+        "if self.deadline.passed:",
+        (_WIRE + "test_a_job_that_is_stopped_lets_go_of_a_server_that_drips",),
+    ),
+    Mutant(
+        "no body is read whole before it is bounded",
+        _FETCH,
+        "        preload_content=False,",
+        "        preload_content=True,",
+        (_WIRE + "test_headers_and_bodies_that_drip_end_at_the_deadline",),
+    ),
+    Mutant(
+        "what unpacks to more than its bound is not unpacked",
+        "trellis_runtime/delivery/unpack.py",
+        "yield self._stream.decompress(packed, room)",
+        "yield self._stream.decompress(packed)",
+        (_WIRE + "test_no_body_takes_more_memory_than_its_bound",),
+    ),
+    Mutant(
+        "the region is learnt from the store",
+        _CLIENT,
+        "        if named := _region_of(answer):",
+        "        if named := None:",
+        (_TRUTH + "test_the_region_is_learnt_and_the_link_works",),
+    ),
+    Mutant(
+        "a bucket in the endpoint's path is understood",
+        _CLIENT,
+        'if path not in ("", name):',
+        "if path:",
+        (_TRUTH + "test_a_bucket_in_the_endpoint_is_understood",),
+    ),
+    Mutant(
+        "the link that a caller would get is read at start",
+        _S3,
+        "if read_back and (link := self._client.link(key)):",
+        "if False:",
+        (_TRUTH + "test_a_public_address_that_leads_elsewhere_fails_the_start",),
+    ),
+    Mutant(
+        "a job's own store is tried before its engine starts",
+        "trellis_runtime/delivery/choose.py",
+        "            bucket.check_link(scope)",
+        "            pass",
+        (_TRUTH + "test_a_jobs_own_store_that_cannot_work_is_refused_before_its_engine_starts",),
+    ),
+    Mutant(
+        "what was there before a run is not taken back by it",
+        _S3,
+        "            if tried.was_there is not False:",
+        "            if tried.was_there is None:",
+        (_TRUTH + "test_a_failing_second_run_deletes_nothing_of_the_first",),
+    ),
+    Mutant(
+        "what another run has written by now is not taken back",
+        _S3,
+        'return bool(metadata.get("run") == self._run and metadata',
+        "return bool(metadata",
+        (_TRUTH + "test_what_another_run_wrote_in_the_meantime_is_not_taken_back",),
+    ),
+    Mutant(
+        "a PUT whose answer was lost is looked for",
+        _S3,
+        "            if not self._arrived(tried):",
+        "            if True:",
+        (_TRUTH + "test_a_put_whose_answer_is_lost_is_looked_for",),
+    ),
+    Mutant(
+        "a PUT that may have arrived is taken back",
+        _S3,
+        "        self._tried.append(tried)\n        try:\n            etag",
+        "        try:\n            etag",
+        (_TRUTH + "test_a_put_that_may_have_arrived_is_removed_when_the_job_fails",),
+    ),
+    Mutant(
+        "an earlier result answers its own request only",
+        _EARLIER,
+        "    if found is not None and found[1] != request:",
+        "    if False:",
+        (_TRUTH + "test_another_request_under_the_same_id_leaves_the_first_ones_result",),
+    ),
+    Mutant(
+        "an earlier result is answered only where it is whole",
+        _EARLIER,
+        "        if not store.holds(artifact, file.name, scope):",
+        "        if False:",
+        (_TRUTH + "test_an_earlier_result_that_is_not_whole_is_computed_again",),
+    ),
+    Mutant(
+        "a job that is run again is not computed again",
+        _PIPELINE,
+        "if earlier := delivery.earlier_result(request.output, scope):",
+        "if earlier := None:",
+        (_TRUTH + "test_a_job_that_is_run_again_is_answered_without_computing",),
+    ),
+    Mutant(
+        "a local file of an earlier run is not taken back",
+        "trellis_runtime/delivery/storage.py",
+        "        if not was_there:",
+        "        if True:",
+        (_TRUTH + "test_a_local_file_of_an_earlier_run_is_not_taken_back",),
+    ),
+    Mutant(
+        "a result is posted again after 408, 425 and 429",
+        _WORD,
+        "answer.status >= 500 or answer.status in _TRANSIENT",
+        "answer.status >= 500",
+        ("tests/test_last_word.py::test_a_pause_that_the_platform_asks_for_is_kept",),
+    ),
+    Mutant(
+        "the pause that the platform asks for is kept",
+        _WORD,
+        "return max(asked, ",
+        "return max(0.0, ",
+        ("tests/test_last_word.py::test_a_pause_that_the_platform_asks_for_is_kept",),
+    ),
+    Mutant(
+        "a progress post ends before the result is posted",
+        _WORD,
+        "_post(session, url, job_data, PROGRESS_S)",
+        "_post(session, url, job_data, 600.0)",
+        ("tests/test_last_word.py::test_a_progress_post_that_hangs_is_ended_before_the_result",),
+    ),
+    Mutant(
+        "the SDK's own way to post is replaced",
+        "handler.py",
+        "    rp_http._transmit = Poster().transmit",
+        "    Poster()",
+        ("tests/test_last_word.py::test_a_result_is_posted_until_it_is_taken",),
+    ),
+    Mutant(
+        "a stage that does not return is given up",
+        _WATCHDOG,
+        "    while not running.done() and not end.passed:",
+        "    while not running.done():",
+        ("tests/test_watchdog.py::test_a_stop_ends_a_stage_that_never_returns",),
+    ),
+    Mutant(
+        "a process with a stuck thread leaves without it",
+        "handler.py",
+        "    if worker.has_stuck_thread:",
+        "    if False:",
+        (
+            "tests/test_watchdog.py::test_a_stage_that_never_returns_is_answered_and_the_process_leaves",
+        ),
+    ),
+    Mutant(
+        "repeated stops do not lengthen the grace",
+        _WATCHDOG,
+        "            if cancelled is None:\n                end",
+        "            if True:\n                end",
+        ("tests/test_watchdog.py::test_many_stops_do_not_lengthen_the_grace",),
+    ),
+    Mutant(
+        "a picture that takes too long is ended",
+        _DECODER,
+        "                if deadline.passed or scope.cancelled:",
+        "                if scope.cancelled:",
+        ("tests/test_decoder.py::test_a_picture_of_thousands_of_scans_is_ended",),
+    ),
+    Mutant(
+        "a decoder's memory is bounded by the picture's header",
+        _CHILD,
+        "        _bound(room_for(encoded, limits))",
+        "        room_for(encoded, limits)",
+        ("tests/test_decoder.py::test_a_picture_that_lies_takes_no_more_than_its_header_explains",),
+    ),
+    Mutant(
+        "a picture too long for a square is refused",
+        _IMAGES,
+        "    if min(size) >= limits.min_side_px > shrunk:",
+        "    if False:",
+        (
+            "tests/test_decoder.py::test_a_picture_too_long_for_a_square_is_refused_before_it_is_decompressed",
+        ),
+    ),
+    Mutant(
+        "a long picture is scaled before it is made square",
+        _IMAGES,
+        "    pixels = within_side(pixels, limits.max_side_px)\n",
+        "",
+        (
+            "tests/test_decoder.py::test_a_long_picture_is_scaled_to_a_side_whose_square_is_accepted",
+        ),
+    ),
+    Mutant(
+        "a decoder ends with the worker that it serves",
+        _CHILD,
+        "            if os.getppid() != parent:\n                return\n",
+        "            pass\n",
+        ("tests/test_decoder.py::test_children_do_not_outlive_a_parent_that_is_killed",),
+    ),
+)
+
+
+MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _SERVER_DOORS + _DELIVERY

@@ -27,7 +27,7 @@ pillow_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # ours is checked from the header, and is a refusal, not a warning
 
 # What decoders are known to raise on hostile bytes. MemoryError is among them: a header may lie.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -41,6 +41,20 @@ _DECODER_ERRORS = (
     struct.error,
     ImageCms.PyCMSError,
 )
+
+
+def within_side(pixels: Rgba, longest: int) -> Rgba:
+    """Return the picture with no side longer than `longest` px, its proportions kept.
+
+    Averages over areas, colours weighted by alpha (premultiplied).
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) <= longest:
+        return pixels
+    scale = longest / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    premultiplied = Image.fromarray(pixels).convert("RGBa")
+    return np.array(premultiplied.resize(size, Image.Resampling.BOX).convert("RGBA"))
 
 
 def parse_base64(text: str, limits: ImageLimits, field: str = "image") -> bytes:
@@ -107,11 +121,13 @@ def decode_image(encoded: bytes, limits: ImageLimits, field: str = "image") -> R
             turn = _TURNS.get(_orientation(image))
             rgba = _to_rgba(image, file.profile or image.info.get("icc_profile"))
             pixels = np.array(rgba if turn is None else rgba.transpose(turn))
-    except _DECODER_ERRORS as err:
+    except DECODER_ERRORS as err:
         raise ImageRejected(
             f"{field} is not a readable {', '.join(FORMATS)} picture ({type(err).__name__})",
             field=field,
         ) from None
+    _require_size((pixels.shape[1], pixels.shape[0]), limits, field)  # a header may lie
+    pixels = within_side(pixels, limits.max_side_px)
     if not pixels[..., 3].any():
         raise ImageRejected(f"{field} is fully transparent: there is no object", field=field)
     return pixels
@@ -134,15 +150,27 @@ def _orientation(image: Image.Image) -> int:
     """Return the Exif orientation, 1 where there is none or it cannot be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1
 
 
 def _require_size(size: tuple[int, int], limits: ImageLimits, field: str) -> None:
+    """Refuse what is too large, too small, or too long to be put into a square.
+
+    Engines make pictures square: `load_image` bounds the longer side to the root of the pixels
+    that are accepted, and what would be too thin then is refused.
+    """
     width, height = size
     if width * height > limits.max_pixels:
         raise ImageRejected(
             f"{field} is {width}x{height} px; the limit is {limits.max_pixels} pixels in all",
+            field=field,
+        )
+    shrunk = min(size) * min(1.0, limits.max_side_px / max(size))
+    if min(size) >= limits.min_side_px > shrunk:
+        raise ImageRejected(
+            f"{field} is {width}x{height} px, which is too long and thin: at the longest side that "
+            f"is used, {limits.max_side_px} px, the other has less than {limits.min_side_px} px",
             field=field,
         )
     if min(size) < limits.min_side_px:

@@ -133,6 +133,10 @@ class Generation(Protocol):
 class Engine(Protocol):
     """The thing that computes."""
 
+    @property
+    def most_side_by_side(self) -> int | None:
+        """How many generations may run at once without sharing state; None: any number."""
+
     def info(self) -> EngineInfo:
         """Name the engine, its versions and its card."""
 

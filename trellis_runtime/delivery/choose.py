@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.files import MODEL
 from trellis_runtime.contract.request import Output
-from trellis_runtime.delivery.s3 import PresignedS3Store, S3Store, job_bucket
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.earlier import earlier_result
+from trellis_runtime.delivery.s3 import S3Store, callers_store, job_bucket, operators_store
 from trellis_runtime.delivery.storage import InlineStore, LocalStore, Store, UploadStore
 from trellis_runtime.errors import AnswerTooLarge, InvalidInput
 from trellis_runtime.settings import Bucket, DeliverySettings, FetchLimits, Settings
@@ -16,9 +19,13 @@ from trellis_runtime.settings import Bucket, DeliverySettings, FetchLimits, Sett
 _ANSWER_ROOM = 64_000  # bytes of an answer besides base64
 
 
-@dataclass(frozen=True, slots=True)
+LOCAL_IDS = ("", "local", "local_test")
+"""Ids of jobs that no platform gave: they name no job, and an earlier result is another's."""
+
+
+@dataclass(slots=True)
 class Delivery:
-    """What the settings and the job itself offer for delivery."""
+    """What the settings and the job itself offer for delivery; one per job."""
 
     limits: DeliverySettings
     bucket: Bucket
@@ -26,10 +33,15 @@ class Delivery:
     is_worker: bool
     job_id: str
     s3_config: Any = None
+    request: str = ""
+    """The request's fingerprint."""
+    _s3: S3Store | None = field(default=None, init=False)
 
     @classmethod
-    def of_job(cls, settings: Settings, job_id: str, s3_config: Any = None) -> Delivery:
-        """Take from the settings what delivery needs."""
+    def of_job(
+        cls, settings: Settings, job_id: str, s3_config: Any = None, request: str = ""
+    ) -> Delivery:
+        """Take from the settings what delivery needs; `request` is its fingerprint."""
         return cls(
             settings.delivery,
             settings.bucket,
@@ -37,18 +49,33 @@ class Delivery:
             settings.platform.is_worker,
             job_id,
             s3_config,
+            request,
         )
 
-    def require_possible(self, output: Output) -> None:
-        """Raise `InvalidInput` for a delivery that cannot succeed, before anything is computed."""
-        if self.s3_config is not None:
-            job_bucket(self.s3_config, self.bucket)
+    def require_possible(self, output: Output, scope: JobScope) -> None:
+        """Find out what can be known before anything is computed.
+
+        Raises `InvalidInput` for a delivery that cannot succeed, and `StorageFailed` or
+        `UrlRefused` for a job's own bucket that cannot be written, or whose links do not work.
+        """
         if output.delivery == "url" and self._bucket_or_folder() is None:
             raise InvalidInput(
                 "output.delivery is 'url', and this worker has no bucket: set BUCKET_ENDPOINT_URL, "
                 "send s3Config, or ask for 'upload' or 'inline'",
                 field="output.delivery",
             )
+        if self.s3_config is None:
+            return
+        bucket = self._bucket()
+        if bucket is not None and output.upload_url is None and output.delivery != "inline":
+            bucket.check_link(scope)
+
+    def earlier_result(self, output: Output, scope: JobScope) -> GenerationResult | None:
+        """Return what an earlier run of this job put into the bucket for the same request."""
+        if output.upload_url is not None or self.job_id in LOCAL_IDS:
+            return None
+        bucket = self._bucket()
+        return earlier_result(bucket, self.request, scope) if bucket else None
 
     def store_for(self, output: Output, payload_bytes: int) -> Store:
         """Return where `payload_bytes` of files go.
@@ -78,13 +105,13 @@ class Delivery:
             return None  # a file on a worker's disk is lost with the worker
         return LocalStore(self.limits.output_dir, self.job_id)
 
-    def _bucket(self) -> Store | None:
-        if self.s3_config is not None:
+    def _bucket(self) -> S3Store | None:
+        if self._s3 is None and self.s3_config is not None:
             bucket = job_bucket(self.s3_config, self.bucket)
-            return PresignedS3Store(bucket, self.job_id, self.fetch_limits)
-        if self.bucket.is_configured:
-            return S3Store(self.bucket, self.job_id)
-        return None
+            self._s3 = callers_store(bucket, self.job_id, self.request, self.fetch_limits)
+        elif self._s3 is None and self.bucket.is_configured:
+            self._s3 = operators_store(self.bucket, self.job_id, self.request)
+        return self._s3
 
 
 def require_answer_fits(answer: dict[str, Any], max_bytes: int) -> bytes:

@@ -1,72 +1,56 @@
 """Visit an address that a caller named, without being led anywhere private.
 
-The check sits where it cannot be evaded: in the connection itself. Each connection resolves the
-host, refuses unless every address is public, and then connects to the very address that it
-checked, so a name that answers differently the second time (DNS rebinding) gains nothing, and a
-redirect is a new connection with a new check. Environment proxies are ignored: they would resolve
-in our stead. One deadline covers everything; when it passes, the socket is shut from outside, so
-a server that drips bytes cannot hold a job.
-
-Long because the guard is read as a whole: the check, the connection and every way to reach it.
+Every connection passes through `guard.py`, which checks addresses and holds the deadline; every
+body through `unpack.py`, which bounds memory. Redirects are followed here, one new connection and
+one new check each, and what their answers carry is not read.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3 import BaseHTTPResponse, PoolManager
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from trellis_runtime.contract.scope import Deadline, JobScope
+from trellis_runtime.delivery.guard import AddressRefused, guarded_pools, is_public
+from trellis_runtime.delivery.unpack import read_at_most
 from trellis_runtime.errors import FetchFailed, StorageFailed, UrlRefused, WorkerError
 from trellis_runtime.settings import FetchLimits
 
+__all__ = ["Answer", "exchange", "fetch", "head", "host_of", "is_public", "retried", "upload"]
+
 _USER_AGENT = "trellis-runtime"
-_CHUNK_BYTES = 64 * 1024
 _UPLOAD_ATTEMPTS = 3
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_ANSWER_BYTES = 16 * 1024
+"""How much of an answer to a PUT is read: enough for a store's error code."""
 
-# is_global of older Pythons calls some of these public; each leads into a network of somebody's.
-_NEVER = tuple(
-    ipaddress.ip_network(n)
-    for n in ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15",
-              "224.0.0.0/4", "240.0.0.0/4", "::/127", "64:ff9b:1::/48", "100::/64", "2001::/23",
-              "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "5f00::/16", "3fff::/20")
-)  # fmt: skip
+_TRANSIENT = (408, 425, 429)
+T = TypeVar("T")
 
 
-def is_public(address: Address, limits: FetchLimits) -> bool:
-    """Whether a caller's URL may lead to `address`; IPv4 inside IPv6 is judged as IPv4."""
-    if any(address in network for network in limits.allow_networks):
-        return True
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = _embedded_ipv4(address)
-        if inner is not None:
-            return is_public(inner, limits)
-    return address.is_global and not any(
-        address.version == net.version and address in net for net in _NEVER
-    )
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said: `body` is its beginning, `more` whether there was more of it."""
 
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    more: bool
 
-def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that a mapped, 6to4 or NAT64 address stands for."""
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address in ipaddress.ip_network("64:ff9b::/96"):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may be answered otherwise in a moment."""
+        return self.status >= 500 or self.status in _TRANSIENT
 
 
 def fetch(url: str, max_bytes: int, limits: FetchLimits, scope: JobScope) -> bytes:
@@ -76,17 +60,43 @@ def fetch(url: str, max_bytes: int, limits: FetchLimits, scope: JobScope) -> byt
     `max_bytes`; `FetchFailed` when the server errs or time is up.
     """
     deadline = _deadline(limits, scope)
-    with _session(limits, deadline) as session, _network_errors(deadline, FetchFailed):
-        response = session.get(url, stream=True, timeout=_timeouts(deadline))
-        with response:
-            if response.status_code >= 400:
-                raise FetchFailed(
-                    f"the server at {host_of(url)} answered {response.status_code}",
-                    field="image_url",
-                )
-            body = b"".join(_capped(response, max_bytes, scope))
+    with (
+        _network_errors(deadline, scope, FetchFailed),
+        guarded_pools(limits, deadline, lambda: scope.cancelled) as pools,
+    ):
+        with closing(_follow(pools, url, limits, deadline)) as response:
+            body = _wanted_body(response, host_of(url), max_bytes)
         _require_in_time(deadline)
+        scope.check()
         return body
+
+
+def _wanted_body(response: BaseHTTPResponse, host: str, max_bytes: int) -> bytes:
+    if response.status >= 400:
+        raise FetchFailed(f"the server at {host} answered {response.status}", field="image_url")
+    stated = response.headers.get("Content-Length", "")
+    if not (stated.isdigit() and int(stated) > max_bytes):
+        body, more = read_at_most(response, max_bytes)
+        if not more:
+            return body
+    raise UrlRefused(
+        f"the body at image_url has more than the limit of {max_bytes} bytes", field="image_url"
+    )
+
+
+def _follow(
+    pools: PoolManager, url: str, limits: FetchLimits, deadline: Deadline
+) -> BaseHTTPResponse:
+    for _ in range(limits.max_redirects + 1):
+        response = _send(pools, "GET", url, deadline, {}, None)
+        target = response.get_redirect_location()
+        if not target:
+            return response
+        response.close()
+        url = urljoin(url, target)
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise UrlRefused("image_url led to something other than http(s)", field="image_url")
+    raise UrlRefused("the address redirects too often", field="image_url")
 
 
 def upload(
@@ -99,49 +109,115 @@ def upload(
 ) -> None:
     """PUT `body` to the caller's presigned `url`, under the same rules; redirects are refused.
 
-    A failure of the network or a 5xx answer is tried again, twice. Raises `UrlRefused` or
-    `StorageFailed`.
+    A failure of the network, 408, 425, 429 or a 5xx answer is tried again, twice. Raises
+    `UrlRefused` or `StorageFailed`.
     """
     headers = {"Content-Type": content_type}
-    _retried("PUT", url, limits, scope, field=field, data=body, headers=headers)
+
+    def put() -> Answer:
+        return _required("PUT", url, limits, scope, field=field, headers=headers, body=body)
+
+    retried(put, _UPLOAD_ATTEMPTS, scope)
 
 
-def head(url: str, limits: FetchLimits, scope: JobScope) -> Mapping[str, str]:
+def head(url: str, limits: FetchLimits, scope: JobScope, field: str) -> Mapping[str, str]:
     """Return the headers of a HEAD at the caller's `url`; raises as `upload` does."""
-    return _retried("HEAD", url, limits, scope, field="s3Config")
+    return retried(
+        lambda: _required("HEAD", url, limits, scope, field=field), _UPLOAD_ATTEMPTS, scope
+    ).headers
 
 
-def _retried(
-    method: str, url: str, limits: FetchLimits, scope: JobScope, *, field: str, **kwargs: Any
-) -> Mapping[str, str]:
-    attempt = 1
-    while True:
+def retried(call: Callable[[], T], attempts: int, scope: JobScope) -> T:
+    """Return what `call` returns, tried again after a `StorageFailed` that may pass.
+
+    Waits 1, 2, 4 ... 8 seconds in between, no longer than the job has, and not when it is stopped.
+    """
+    for attempt in range(1, attempts + 1):
         try:
-            return _request(method, url, limits, scope, field=field, **kwargs)
+            return call()
         except StorageFailed as err:
-            if attempt == _UPLOAD_ATTEMPTS or not err.details.get("transient"):
-                raise StorageFailed(err.message, field=field) from None
-        time.sleep(min(2.0 ** (attempt - 1), scope.deadline.remaining()))
+            if attempt == attempts or not err.details.pop("transient", False):
+                err.details.pop("transient", None)
+                raise
+        _pause(min(8.0, 2.0 ** (attempt - 1)), scope)
+    raise AssertionError  # the last attempt returns or raises
+
+
+def _pause(seconds: float, scope: JobScope) -> None:
+    until = Deadline.after(min(seconds, scope.deadline.remaining()))
+    while not until.passed:
         scope.check()
-        attempt += 1
+        time.sleep(min(0.1, until.remaining()))
+    scope.check()
 
 
-def _request(
-    method: str, url: str, limits: FetchLimits, scope: JobScope, *, field: str, **kwargs: Any
-) -> Mapping[str, str]:
+def exchange(
+    method: str,
+    url: str,
+    limits: FetchLimits,
+    scope: JobScope,
+    *,
+    field: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    read: int = _ANSWER_BYTES,
+) -> Answer:
+    """Send one request and return its answer, whatever its status, with `read` bytes of its body.
+
+    Redirects are not followed. Raises `UrlRefused`, or `StorageFailed` (its details say
+    `transient`) where the network fails.
+    """
     deadline = _deadline(limits, scope)
-    with _session(limits, deadline) as session, _network_errors(deadline, StorageFailed, field):
-        response = session.request(
-            method, url, timeout=_timeouts(deadline), allow_redirects=False, **kwargs
-        )
-        if not 200 <= response.status_code < 300:
-            raise StorageFailed(
-                f"{host_of(url)} answered {response.status_code} to {method}",
-                field=field,
-                details={"transient": response.status_code >= 500},
-            )
+    with (
+        _network_errors(deadline, scope, StorageFailed, field),
+        guarded_pools(limits, deadline, lambda: scope.cancelled) as pools,
+    ):
+        with closing(_send(pools, method, url, deadline, headers or {}, body)) as response:
+            start, more = (b"", False) if method == "HEAD" else read_at_most(response, read)
         _require_in_time(deadline)
-        return response.headers
+        return Answer(response.status, response.headers, start, more)
+
+
+def _required(
+    method: str,
+    url: str,
+    limits: FetchLimits,
+    scope: JobScope,
+    *,
+    field: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+) -> Answer:
+    answer = exchange(method, url, limits, scope, field=field, headers=headers, body=body)
+    if not answer.ok:
+        raise StorageFailed(
+            f"{host_of(url)} answered {answer.status} to {method}",
+            field=field,
+            details={"transient": answer.transient},
+        )
+    return answer
+
+
+def _send(
+    pools: PoolManager,
+    method: str,
+    url: str,
+    deadline: Deadline,
+    headers: Mapping[str, str],
+    body: bytes | None,
+) -> BaseHTTPResponse:
+    plain = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", "Accept": "*/*"}
+    return pools.urlopen(
+        method,
+        url,
+        body=body,
+        headers=plain | dict(headers),
+        redirect=False,
+        retries=False,
+        preload_content=False,
+        decode_content=False,
+        timeout=max(0.001, deadline.remaining()),
+    )
 
 
 def _require_in_time(deadline: Deadline) -> None:
@@ -159,151 +235,30 @@ def _deadline(limits: FetchLimits, scope: JobScope) -> Deadline:
     return Deadline.after(min(limits.timeout_s, scope.deadline.remaining()))
 
 
-def _timeouts(deadline: Deadline) -> float:
-    return max(0.001, deadline.remaining())
-
-
-def _capped(response: requests.Response, max_bytes: int, scope: JobScope) -> Iterator[bytes]:
-    """Yield the body, giving up as soon as its stated or its real size is over the limit."""
-    stated = response.headers.get("Content-Length", "")
-    size = 0
-    too_large = stated.isdigit() and int(stated) > max_bytes
-    while not too_large:
-        chunk = response.raw.read(_CHUNK_BYTES, decode_content=True)
-        if not chunk:
-            return
-        scope.check()
-        size += len(chunk)
-        too_large = size > max_bytes
-        yield chunk
-    raise UrlRefused(
-        f"the body at image_url has more than the limit of {max_bytes} bytes", field="image_url"
-    )
-
-
 @contextmanager
 def _network_errors(
-    deadline: Deadline, leaf: type[WorkerError], field: str = "image_url"
+    deadline: Deadline, scope: JobScope, leaf: type[WorkerError], field: str = "image_url"
 ) -> Iterator[None]:
     """Turn what the network does into our errors, telling neither path nor query."""
     try:
         yield
-    except requests.TooManyRedirects:
-        raise UrlRefused("the address redirects too often", field=field) from None
-    except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
+    except LocationValueError:
         raise UrlRefused(f"{field} led to something other than http(s)", field=field) from None
-    except (requests.RequestException, HTTPError, OSError, UnicodeError) as err:
-        if refused := _refusal_within(err):
-            raise UrlRefused(str(refused), field=field) from None
-        why = "took too long" if deadline.passed else f"failed ({type(err).__name__})"
+    except (HTTPError, OSError, UnicodeError) as err:
+        scope.check()
+        root = _root(err)
+        if isinstance(root, AddressRefused):
+            raise UrlRefused(str(root), field=field) from None
+        why = "took too long" if deadline.passed else f"failed ({type(root).__name__})"
         details = {"transient": True} if leaf is StorageFailed else {}
         raise leaf(f"the transfer of {field} {why}", field=field, details=details) from None
 
 
-def _refusal_within(err: BaseException) -> _Refused | None:
-    """Find our refusal below the wrappings of urllib3 and requests."""
-    seen: BaseException | None = err
-    while seen is not None:
-        if isinstance(seen, _Refused):
-            return seen
-        nested = [a for a in seen.args if isinstance(a, BaseException)]
-        nested += [r for a in nested if isinstance(r := getattr(a, "reason", None), BaseException)]
-        seen = next((n for n in nested if n is not seen), None) or seen.__cause__
-    return None
-
-
-class _Refused(OSError):
-    """Raised inside the connection; an OSError would be retried nowhere, as retries are off."""
-
-
-class _Guard:
-    """What a guarded connection needs to know; one per transfer."""
-
-    def __init__(self, limits: FetchLimits, deadline: Deadline) -> None:
-        self.limits = limits
-        self.deadline = deadline
-        self._timers: list[threading.Timer] = []
-
-    def connect(self, host: str, port: int) -> socket.socket:
-        """Resolve, check every address, and connect to one that was checked."""
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for info in infos:
-            address = ipaddress.ip_address(str(info[4][0]).split("%")[0])
-            if not is_public(address, self.limits):
-                raise _Refused(f"{host} leads to {address}, which is not a public address")
-        failure: OSError = OSError("no address")
-        for family, kind, proto, _, where in infos:
-            sock = socket.socket(family, kind, proto)
-            sock.settimeout(_timeouts(self.deadline))
-            try:
-                sock.connect(where)
-            except OSError as err:
-                sock.close()
-                failure = err
-                continue
-            self._shut_at_deadline(sock)
-            return sock
-        raise failure
-
-    def _shut_at_deadline(self, sock: socket.socket) -> None:
-        def shut() -> None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # already closed: nothing is left to shut
-
-        timer = threading.Timer(self.deadline.remaining(), shut)
-        timer.daemon = True
-        timer.start()
-        self._timers.append(timer)
-
-    def close(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-
-
-class _GuardedHTTP(HTTPConnection):
-    guard: _Guard
-
-    def _new_conn(self) -> socket.socket:
-        return self.guard.connect(self._dns_host, self.port)
-
-
-class _GuardedHTTPS(HTTPSConnection):
-    guard: _Guard
-
-    def _new_conn(self) -> socket.socket:
-        return self.guard.connect(self._dns_host, self.port)
-
-
-class _GuardedAdapter(HTTPAdapter):
-    """An adapter whose connections all pass through one guard."""
-
-    def __init__(self, guard: _Guard) -> None:
-        self._guard = guard
-        super().__init__(max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        http = type("Http", (_GuardedHTTP,), {"guard": self._guard})
-        https = type("Https", (_GuardedHTTPS,), {"guard": self._guard})
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": type("HttpPool", (HTTPConnectionPool,), {"ConnectionCls": http}),
-            "https": type("HttpsPool", (HTTPSConnectionPool,), {"ConnectionCls": https}),
-        }
-
-
-@contextmanager
-def _session(limits: FetchLimits, deadline: Deadline) -> Iterator[requests.Session]:
-    guard = _Guard(limits, deadline)
-    with requests.Session() as session:
-        session.trust_env = False
-        session.max_redirects = limits.max_redirects
-        session.headers["User-Agent"] = _USER_AGENT
-        session.adapters.clear()
-        session.mount("http://", _GuardedAdapter(guard))
-        session.mount("https://", _GuardedAdapter(guard))
-        try:
-            yield session
-        finally:
-            guard.close()
+def _root(err: BaseException) -> BaseException:
+    """Return the error below the wrappings of urllib3."""
+    while True:
+        nested = [a for a in (*err.args, getattr(err, "reason", None)) if a is not err]
+        below = next((n for n in nested if isinstance(n, BaseException)), err.__cause__)
+        if below is None:
+            return err
+        err = below

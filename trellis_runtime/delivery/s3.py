@@ -1,95 +1,226 @@
 """Delivery to S3: the operator's bucket, or one that a job brings.
 
-Both verify what arrived by size and checksum before they answer. The operator's bucket is reached
-by boto3. A job's own bucket is an address that a caller names, so boto3 only signs for it (which
-needs no network) and the transfer goes through the same guard as any other caller's URL.
+Each object says in its metadata which run put it there (`run`), what it holds (`sha256`) and which
+request it answers (`request`). So a run takes back its own objects and nobody else's, a PUT whose
+answer was lost is looked for, and a job that is run again finds what an earlier run delivered.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from trellis_runtime.contract.answer import Artifact
-from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.delivery.fetch import head, upload
-from trellis_runtime.delivery.storage import describe, folder_of
-from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed
+from trellis_runtime.contract.scope import Deadline, JobScope
+from trellis_runtime.delivery.fetch import Answer
+from trellis_runtime.delivery.s3_client import Access, S3Client, settled
+from trellis_runtime.delivery.storage import folder_of
+from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed, UrlRefused
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import Bucket, FetchLimits
 
+_SETTLE_S = 20.0
+"""Seconds for looking after objects when a job has failed: its own time may be over."""
+
+_UNKNOWABLE = (401, 403, 405, 501)
+"""What a store answers to HEAD where the key may only write, or the call is not known."""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """An object that this run has sent, or tried to."""
+
+    name: str
+    key: str
+    sha256: str
+    was_there: bool | None
+    """Before: yes, no, or None where the key may not look."""
+
 
 class S3Store:
-    """The operator's bucket: `PREFIX/JOB_ID/NAME`.
+    """A bucket: `PREFIX/JOB_ID/NAME`."""
 
-    The client lives as long as the job: a process that was frozen and restored by its platform
-    must not trust an old connection.
-    """
+    def __init__(self, client: S3Client, job_id: str, request: str = "") -> None:
+        self._client = client
+        self._request = request
+        self._run = secrets.token_hex(8)
+        self._tried: list[_Tried] = []
+        self.folder = folder_of(job_id)
 
-    def __init__(self, bucket: Bucket, job_id: str) -> None:
-        self._bucket = bucket
-        self._folder = folder_of(job_id)
-        self._client = _client(bucket)
-        self._put: list[str] = []
+    def key_of(self, name: str) -> str:
+        prefix = self._client.bucket.prefix.strip("/")
+        return "/".join(part for part in (prefix, self.folder, name) if part)
 
     def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
-        key = _key(self._bucket, self._folder, name)
+        key, sha256 = self.key_of(name), hashlib.sha256(data).hexdigest()
+        tried = _Tried(name, key, sha256, self._is_there(key, scope))
+        self._tried.append(tried)
         try:
-            self._client.put_object(**_object(self._bucket, key, data, content_type))
-            self._put.append(key)
-            found = self._client.head_object(Bucket=self._bucket.name, Key=key)
-        except (ClientError, BotoCoreError) as err:
-            raise StorageFailed(f"the bucket did not take {name} ({_reason(err)})") from None
-        _require_same(name, data, found["ContentLength"], found.get("Metadata", {}).get("sha256"))
-        return _artifact(self._client, self._bucket, key, data, content_type)
+            etag = self._client.put(key, data, scope, **self._facts(name, data, content_type))
+        except StorageFailed as err:
+            scope.check()
+            if not self._arrived(tried):
+                raise _about(name, err) from None
+        else:
+            require_etag(name, data, etag)
+            self._require_same(tried, len(data), scope)
+        return self.artifact(key, len(data), sha256, content_type)
 
     def discard(self) -> None:
-        for key in self._put:
+        """Remove what this run put where nothing was, and where nobody else's is by now."""
+        scope = JobScope("discard", Deadline.after(_SETTLE_S))
+        for tried in self._tried:
+            if tried.was_there is None:
+                logger().warning("left_in_bucket", key=tried.key, reason="the key may not look")
+            if tried.was_there is not False:
+                continue
             try:
-                self._client.delete_object(Bucket=self._bucket.name, Key=key)
-            except (ClientError, BotoCoreError) as err:
-                logger().warning("discard_failed", reason=_reason(err))
-        self._put.clear()
+                if self._is_ours(tried, self._client.head(tried.key, scope)):
+                    self._client.delete(tried.key, scope)
+            except StorageFailed as err:
+                if err.status != 404:
+                    logger().warning("discard_failed", key=tried.key, reason=err.message)
+        self._tried.clear()
+
+    def artifact(self, key: str, size: int, sha256: str, content_type: str) -> Artifact:
+        """Describe an object, with a link that is signed now."""
+        bucket, url = self._client.bucket, self._client.link(key)
+        expires = None
+        if url is not None and not bucket.public_base_url:
+            until = datetime.now(UTC) + timedelta(seconds=bucket.url_expiry_s)
+            expires = until.isoformat(timespec="seconds")
+        return Artifact(
+            bytes=size, sha256=sha256, content_type=content_type, bucket=bucket.name, key=key,
+            url=url, expires_at=expires,
+        )  # fmt: skip
+
+    def read(self, name: str, scope: JobScope) -> tuple[bytes, str] | None:
+        """Return an object of this folder and the request it answers, None where there is none.
+
+        A key that may not read finds nothing. Raises `StorageFailed` where the store fails.
+        """
+        try:
+            data, metadata = self._client.get(self.key_of(name), scope)
+        except StorageFailed as err:
+            if err.status == 404 or err.status in _UNKNOWABLE:
+                return None
+            raise
+        return data, metadata.get("request", "")
+
+    def holds(self, artifact: Artifact, name: str, scope: JobScope) -> bool:
+        """Whether an object is as an answer describes it: its key, its size, its checksum."""
+        if artifact.key != self.key_of(name):
+            return False
+        try:
+            found = self._client.head(artifact.key, scope)
+        except StorageFailed as err:
+            if err.status == 404 or err.status in _UNKNOWABLE:
+                return False
+            raise
+        sha256 = found.get("Metadata", {}).get("sha256")
+        return bool(found["ContentLength"] == artifact.bytes and sha256 == artifact.sha256)
+
+    def check_link(self, scope: JobScope, *, read_back: bool = True) -> None:
+        """Write a small object, read it by the link that a caller would get, and remove it.
+
+        Raises `StorageFailed` that names the call which was refused. Removing needs a right that
+        the work does not need; without it the object stays.
+        """
+        token = secrets.token_hex(16).encode()
+        prefix = self._client.bucket.prefix.strip("/")
+        key = "/".join(part for part in (prefix, ".check", secrets.token_hex(8)) if part)
+        self._client.put(key, token, scope, ContentType="text/plain", ContentMD5=_md5(token))
+        try:
+            if read_back and (link := self._client.link(key)):
+                _require_read_back(self._client.visit(link, scope), token, link)
+        finally:
+            try:
+                self._client.delete(key, scope)
+            except StorageFailed as err:
+                logger().info("check_object_stays", key=key, reason=err.message)
+
+    def check_alive(self, scope: JobScope) -> None:
+        """Write one small object, always the same one; raises `StorageFailed` if refused."""
+        self._client.put(self.key_of("alive"), b"ok", scope, ContentType="text/plain")
+
+    def _facts(self, name: str, data: bytes, content_type: str) -> dict[str, Any]:
+        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "run": self._run}
+        if self._request:
+            metadata["request"] = self._request
+        return {
+            "ContentType": content_type,
+            "ContentMD5": _md5(data),
+            "ContentDisposition": f'attachment; filename="{self.folder}-{name}"',
+            "Metadata": metadata,
+        }
+
+    def _is_there(self, key: str, scope: JobScope) -> bool | None:
+        try:
+            self._client.head(key, scope)
+        except StorageFailed as err:
+            scope.check()
+            return False if err.status == 404 else None
+        return True
+
+    def _arrived(self, tried: _Tried) -> bool:
+        """Whether an object is there although its PUT failed: only the answer was lost then."""
+        scope = JobScope("settle", Deadline.after(_SETTLE_S))
+        try:
+            return self._is_ours(tried, self._client.head(tried.key, scope))
+        except StorageFailed:
+            return False
+
+    def _is_ours(self, tried: _Tried, found: dict[str, Any]) -> bool:
+        metadata = found.get("Metadata", {})
+        return bool(metadata.get("run") == self._run and metadata.get("sha256") == tried.sha256)
+
+    def _require_same(self, tried: _Tried, size: int, scope: JobScope) -> None:
+        try:
+            found = self._client.head(tried.key, scope)
+        except StorageFailed as err:
+            if err.status in _UNKNOWABLE:
+                return  # Content-MD5 and the ETag have told the same
+            raise _about(tried.name, err) from None
+        sha256 = found.get("Metadata", {}).get("sha256")
+        require_same(tried.name, found["ContentLength"], size, sha256, tried.sha256)
 
 
-class PresignedS3Store:
-    """A bucket that one job brought along (RunPod's `s3Config`)."""
+def _about(name: str, err: StorageFailed) -> StorageFailed:
+    return StorageFailed(f"{name} was not delivered: {err.message}", field=err.field)
 
-    def __init__(self, bucket: Bucket, job_id: str, limits: FetchLimits) -> None:
-        self._bucket = bucket
-        self._folder = folder_of(job_id)
-        self._limits = limits
-        self._client = _client(bucket)
 
-    def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
-        key = _key(self._bucket, self._folder, name)
-        where = {"Bucket": self._bucket.name, "Key": key}
-        put_url = self._client.generate_presigned_url(
-            "put_object", where | {"ContentType": content_type}, ExpiresIn=3600
+def _require_read_back(answer: Answer, token: bytes, link: str) -> None:
+    host = urlsplit(link).hostname
+    if answer.status != 200:
+        raise StorageFailed(
+            f"the link that a caller would get (at {host}) answered {answer.status} to GET"
+            f"{_code_in(answer.body)}; the key must be allowed to read, or BUCKET_PUBLIC_BASE_URL "
+            "must lead to the bucket"
         )
-        upload(put_url, data, content_type, self._limits, scope, field="s3Config")
-        head_url = self._client.generate_presigned_url("head_object", where, ExpiresIn=3600)
-        stored = head(head_url, self._limits, scope)
-        size = stored.get("Content-Length", "")
-        _require_same(name, data, int(size) if size.isdigit() else -1, None)
-        _require_etag(name, data, stored.get("ETag", ""))
-        return _artifact(self._client, self._bucket, key, data, content_type)
+    if answer.body != token:
+        raise StorageFailed(
+            f"the link that a caller would get (at {host}) gives something else than was written"
+        )
 
-    def discard(self) -> None:
-        """The caller's bucket is the caller's; a later run of the job overwrites the object."""
+
+def _code_in(body: bytes) -> str:
+    """Return an S3 error's code, in brackets."""
+    _, found, rest = body.partition(b"<Code>")
+    code = rest.split(b"<", 1)[0].decode("ascii", "replace") if found else ""
+    return f" ({code})" if code.isalnum() and len(code) <= 60 else ""
 
 
 def job_bucket(config: Any, defaults: Bucket) -> Bucket:
-    """Return the bucket of a job's `s3Config`; raises `InvalidInput` that names the
-    field at fault.
+    """Return the bucket of a job's `s3Config`.
+
+    Raises `InvalidInput` that names the field at fault.
     """
     names = {
         "endpointUrl": "endpoint_url",
@@ -99,115 +230,73 @@ def job_bucket(config: Any, defaults: Bucket) -> Bucket:
     }
     if not isinstance(config, dict):
         raise InvalidInput("s3Config must be an object", field="s3Config")
-    absent = [n for n in names if not isinstance(config.get(n), str) or not config[n]]
+    absent = [n for n in names if not isinstance(config.get(n), str) or not config[n].strip()]
     if absent:
         raise InvalidInput(f"s3Config lacks {', '.join(absent)}", field=f"s3Config.{absent[0]}")
-    if urlsplit(config["endpointUrl"]).scheme not in ("http", "https"):
-        raise InvalidInput("s3Config.endpointUrl is not an http(s) URL", field="s3Config")
-    values = {ours: config[theirs] for theirs, ours in names.items()}
+    region = config.get("region")
+    if region is not None and not isinstance(region, str):
+        raise InvalidInput("s3Config.region is not a text", field="s3Config.region")
+    values = {ours: config[theirs].strip() for theirs, ours in names.items()}
+    if not region and values["endpoint_url"].rstrip("/") == (defaults.endpoint_url or "").rstrip(
+        "/"
+    ):
+        region = defaults.region
     kept = {"timeout_s": defaults.timeout_s, "max_attempts": defaults.max_attempts}
     try:
-        return Bucket.model_validate(values | kept)
+        return settled(Bucket.model_validate(values | kept | {"region": region or None}))
     except ValidationError:
         raise InvalidInput("s3Config is not usable", field="s3Config") from None
+    except ValueError as err:
+        raise InvalidInput(f"s3Config.endpointUrl: {err}", field="s3Config.endpointUrl") from None
+
+
+def operators_store(bucket: Bucket, job_id: str, request: str = "") -> S3Store:
+    """Return the operator's bucket as one job's store; raises `StorageFailed` if unusable."""
+    try:
+        return S3Store(S3Client(bucket, Access.of_operator(bucket)), job_id, request)
+    except ValueError as err:
+        raise StorageFailed(f"BUCKET_ENDPOINT_URL: {err}") from None
+
+
+def callers_store(bucket: Bucket, job_id: str, request: str, limits: FetchLimits) -> S3Store:
+    """Return the bucket of a job's `s3Config` (see `job_bucket`) as its store."""
+    return S3Store(S3Client(bucket, Access.of_caller(bucket, limits)), job_id, request)
 
 
 def require_bucket(bucket: Bucket) -> None:
-    """Raise `SetupFailed` unless the operator's bucket can be written, now."""
-    client = _client(bucket)
-    key = _key(bucket, ".check", "startup")
+    """Raise `SetupFailed` unless the operator's bucket can be written, and its links work, now."""
+    scope = JobScope("start-up", Deadline.after(2 * bucket.timeout_s))
     try:
-        client.put_object(**_object(bucket, key, b"ok", "text/plain"))
-        client.delete_object(Bucket=bucket.name, Key=key)
-    except (ClientError, BotoCoreError) as err:
-        raise SetupFailed(
-            f"the bucket {bucket.name!r} cannot be written ({_reason(err)})"
-        ) from None
+        operators_store(bucket, "start-up").check_link(scope, read_back=bucket.check_link)
+    except (StorageFailed, UrlRefused) as err:
+        raise SetupFailed(f"the bucket {bucket.name!r} cannot be used: {err.message}") from None
 
 
-def has_presigned_urls(bucket: Bucket) -> bool:
-    """RunPod's network volumes speak S3 without presigned URLs (s3api-REGION.runpod.io)."""
-    host = urlsplit(bucket.endpoint_url or "").hostname or ""
-    return not (host.startswith("s3api-") and host.endswith(".runpod.io"))
-
-
-def _client(bucket: Bucket) -> Any:
-    secret = bucket.secret_access_key or SecretStr("")
-    identity = bucket.access_key_id or SecretStr("")
+def require_bucket_alive(bucket: Bucket) -> None:
+    """Raise `SetupFailed` unless the operator's bucket takes an object now; for looks in passing,
+    which must not leave objects behind.
+    """
+    scope = JobScope("alive", Deadline.after(2 * bucket.timeout_s))
     try:
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=bucket.endpoint_url,
-            aws_access_key_id=identity.get_secret_value(),
-            aws_secret_access_key=secret.get_secret_value(),
-            region_name=bucket.region or "us-east-1",
-            config=Config(
-                signature_version="s3v4",
-                connect_timeout=min(10.0, bucket.timeout_s),
-                read_timeout=bucket.timeout_s,
-                retries={"total_max_attempts": bucket.max_attempts, "mode": "standard"},
-                s3={"addressing_style": bucket.addressing_style},
-                # newer defaults add checksums that many S3-compatible stores do not know
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
-    except (ValueError, BotoCoreError):
-        raise StorageFailed("the bucket's endpoint is not usable") from None
+        operators_store(bucket, "check").check_alive(scope)
+    except (StorageFailed, UrlRefused) as err:
+        raise SetupFailed(f"the bucket {bucket.name!r} cannot be used: {err.message}") from None
 
 
-def _key(bucket: Bucket, folder: str, name: str) -> str:
-    return "/".join(part for part in (bucket.prefix.strip("/"), folder, name) if part)
-
-
-def _object(bucket: Bucket, key: str, data: bytes, content_type: str) -> dict[str, Any]:
-    folder, name = key.split("/")[-2:]
-    return {
-        "Bucket": bucket.name,
-        "Key": key,
-        "Body": data,
-        "ContentType": content_type,
-        "ContentMD5": base64.b64encode(_md5(data).digest()).decode(),
-        "ContentDisposition": f'attachment; filename="{folder}-{name}"',
-        "Metadata": {"sha256": hashlib.sha256(data).hexdigest()},
-    }
-
-
-def _artifact(client: Any, bucket: Bucket, key: str, data: bytes, content_type: str) -> Artifact:
-    facts = describe(data, content_type) | {"bucket": bucket.name, "key": key}
-    if bucket.public_base_url:
-        facts["url"] = f"{bucket.public_base_url.rstrip('/')}/{quote(key)}"
-    elif has_presigned_urls(bucket):
-        facts["url"] = client.generate_presigned_url(
-            "get_object",
-            {"Bucket": bucket.name, "Key": key},
-            ExpiresIn=bucket.url_expiry_s,
-        )
-        expires = datetime.now(UTC) + timedelta(seconds=bucket.url_expiry_s)
-        facts["expires_at"] = expires.isoformat(timespec="seconds")
-    return Artifact.model_validate(facts)
-
-
-def _require_same(name: str, data: bytes, size: int, sha256: str | None) -> None:
-    if size != len(data):
-        raise StorageFailed(f"the bucket holds {size} bytes of {name}; {len(data)} were sent")
-    if sha256 is not None and sha256 != hashlib.sha256(data).hexdigest():
+def require_same(name: str, size: int, sent: int, sha256: str | None, sent_sha256: str) -> None:
+    """Raise `StorageFailed` unless the bucket holds what was sent."""
+    if size != sent:
+        raise StorageFailed(f"the bucket holds {size} bytes of {name}; {sent} were sent")
+    if sha256 is not None and sha256 != sent_sha256:
         raise StorageFailed(f"the bucket holds another {name} than was sent")
 
 
-def _require_etag(name: str, data: bytes, etag: str) -> None:
+def require_etag(name: str, data: bytes, etag: str) -> None:
     """A single PUT's ETag is the MD5 of its bytes, unless the store encrypts; then it is none."""
     plain = etag.strip('"')
-    if len(plain) == 32 and plain != _md5(data).hexdigest():
+    if len(plain) == 32 and plain != hashlib.md5(data, usedforsecurity=False).hexdigest():
         raise StorageFailed(f"the bucket holds another {name} than was sent")
 
 
-def _md5(data: bytes) -> Any:
-    return hashlib.md5(data, usedforsecurity=False)
-
-
-def _reason(err: ClientError | BotoCoreError) -> str:
-    """Tell what went wrong without endpoints, keys or signatures."""
-    if isinstance(err, ClientError):
-        return str(err.response.get("Error", {}).get("Code", "error"))
-    return type(err).__name__
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

@@ -1,6 +1,7 @@
 """Where results go: one protocol, and the places that need no bucket.
 
-A key holds the job's id, so a job that is run twice overwrites itself. A file appears under its
+A key holds the job's id, so a job that is run twice overwrites itself; what an earlier run
+delivered is never taken back by a later one. A file appears under its
 final name whole or not at all: it is written beside, flushed, and renamed.
 """
 
@@ -31,7 +32,7 @@ class Store(Protocol):
         """Deliver `data` as `name`; raises `StorageFailed`, never returns before it is there."""
 
     def discard(self) -> None:
-        """Remove what this store has put, as the job was stopped."""
+        """Remove what this store put where nothing was: the job failed or was stopped."""
 
 
 def folder_of(job_id: str) -> str:
@@ -60,6 +61,7 @@ class LocalStore:
 
     def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
         final = self._folder / name
+        was_there = final.exists()
         partial = self._root / _PARTIAL / f"{os.getpid()}-{self._folder.name}-{name}"
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,8 @@ class LocalStore:
         except OSError as err:
             partial.unlink(missing_ok=True)
             raise StorageFailed(f"{name} could not be written ({err.strerror})") from err
-        self._put.append(final)
+        if not was_there:
+            self._put.append(final)
         return Artifact.model_validate(describe(data, content_type) | {"url": final.as_uri()})
 
     def discard(self) -> None:

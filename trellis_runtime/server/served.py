@@ -10,7 +10,7 @@ import time
 from starlette.exceptions import HTTPException
 
 from trellis_runtime.contract.engine import Engine
-from trellis_runtime.delivery.s3 import require_bucket
+from trellis_runtime.delivery.s3 import require_bucket, require_bucket_alive
 from trellis_runtime.errors import JobCancelled, SetupFailed, WorkerError, WorkerStopping
 from trellis_runtime.logs import logger
 from trellis_runtime.server.jobs import Jobs
@@ -31,6 +31,7 @@ class Served:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.reading = 0  # bodies on their way
         self.dead_bucket: str | None = None
+        self.bucket_worked = False
         self.metrics = Metrics()
         self.worker: Worker | None = None
         self.jobs: Jobs | None = None
@@ -107,7 +108,9 @@ class Served:
 
     def _look_at_bucket(self) -> None:
         try:
-            require_bucket(self.settings.bucket)
-            self.dead_bucket = None
+            # once all works, links included, a look writes one object, always the same
+            look = require_bucket_alive if self.bucket_worked else require_bucket
+            look(self.settings.bucket)
+            self.bucket_worked, self.dead_bucket = True, None
         except WorkerError as err:
             self.dead_bucket = err.message

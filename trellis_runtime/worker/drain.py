@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from trellis_runtime.logs import logger
+from trellis_runtime.worker.watchdog import beat
 
 _GRACE_EXIT_CODE = 1
 
@@ -31,11 +32,13 @@ class Drain:
         self._polling: asyncio.Task[Any] | None = None
         self._jobs: set[asyncio.Task[Any]] = set()
         self._leaving: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     def concurrency(self, _current: int) -> int:
         """The SDK's `concurrency_modifier`: called from its polling task before each poll."""
         if self._polling is None:
             self._polling = asyncio.current_task()
+            self._beating = asyncio.get_running_loop().create_task(beat())
             self._catch_sigterm()
         return self._concurrency
 

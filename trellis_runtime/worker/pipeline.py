@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from trellis_runtime import __version__
-from trellis_runtime.assets.images import decode_image, parse_base64
+from trellis_runtime.assets.decoder import DECODER
+from trellis_runtime.assets.images import parse_base64
 from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
     Artifact,
@@ -94,7 +95,10 @@ class Pipeline:
         finish: Finish,
     ) -> GenerationResult:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
-        delivery.require_possible(request.output)
+        delivery.require_possible(request.output, scope)
+        if earlier := delivery.earlier_result(request.output, scope):
+            finish(earlier)
+            return earlier
         with scope.stage(Stage.IMAGE):
             image = load_image(request, self.image_limits, self.fetch_limits, scope)
         made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
@@ -283,5 +287,5 @@ def load_image(
     """
     if request.image_url is not None:
         encoded = fetch(request.image_url, limits.max_bytes, fetch_limits, scope)
-        return decode_image(encoded, limits, field="image_url")
-    return decode_image(parse_base64(request.image or "", limits), limits)
+        return DECODER.decode(encoded, limits, "image_url", scope)
+    return DECODER.decode(parse_base64(request.image or "", limits), limits, "image", scope)

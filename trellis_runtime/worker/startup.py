@@ -9,7 +9,7 @@ from pathlib import Path
 from trellis_runtime.contract.engine import Engine
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.logs import logger
-from trellis_runtime.settings import Settings
+from trellis_runtime.settings import JobLimits, Settings
 from trellis_runtime.worker.readahead import ReadAhead
 
 
@@ -34,11 +34,6 @@ def build_engine(settings: Settings) -> Engine:
         choice = "trellis2" if has_gpu_engine else "embedded"
         logger().info("engine_chosen", engine=choice, reason="TRELLIS2_ENGINE is auto")
     # The lazy imports of the package: the rest runs on a machine without torch.
-    if choice == "trellis2" and settings.jobs.max_concurrent > 1:
-        raise SetupFailed(
-            f"MAX_CONCURRENT_GENERATIONS is {settings.jobs.max_concurrent}; the trellis2 engine "
-            "runs one generation at a time, as the card's memory and random state are shared"
-        )
     if choice == "embedded":
         from trellis_runtime.engines.embedded import EmbeddedEngine
 
@@ -51,6 +46,18 @@ def build_engine(settings: Settings) -> Engine:
             "a GPU set TRELLIS2_ENGINE=embedded"
         ) from None
     return Trellis2Engine(settings.trellis2)
+
+
+def require_side_by_side(engine: Engine, limits: JobLimits) -> None:
+    """Raise `SetupFailed` when more generations are asked for at once than the engine can keep
+    apart.
+    """
+    most = engine.most_side_by_side
+    if most is not None and limits.max_concurrent > most:
+        raise SetupFailed(
+            f"MAX_CONCURRENT_GENERATIONS is {limits.max_concurrent}; the {engine.info().name} "
+            f"engine runs at most {most} at a time, as generations would share its state"
+        )
 
 
 def process_age() -> float:

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trellis_runtime import __version__
+from trellis_runtime.assets.decoder import DECODER
 from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.engine import Engine
 from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeout, Queue
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope
-from trellis_runtime.delivery.choose import Delivery, require_answer_fits
+from trellis_runtime.delivery.choose import LOCAL_IDS, Delivery, require_answer_fits
+from trellis_runtime.delivery.earlier import fingerprint
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
 from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
@@ -34,11 +36,16 @@ from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
 from trellis_runtime.worker.pipeline import Pipeline
 from trellis_runtime.worker.progress import Notify, ProgressSender
-from trellis_runtime.worker.startup import build_engine, process_age, read_ahead
+from trellis_runtime.worker.startup import (
+    build_engine,
+    process_age,
+    read_ahead,
+    require_side_by_side,
+)
 from trellis_runtime.worker.warmup import warm_up
+from trellis_runtime.worker.watchdog import wait_until_thread_exits
 
 HEALTH_TIMEOUT_S = 10.0
-_LOCAL_IDS = ("", "local_test")
 
 
 @dataclass(slots=True)
@@ -52,6 +59,8 @@ class Worker:
     _threads: ThreadPoolExecutor
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _loaded: bool = False
+    has_stuck_thread: bool = False
+    """Whether a generation was given up whose thread may never return."""
     _on_defunct: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
@@ -65,7 +74,9 @@ class Worker:
         init = {"imports": process_age()}
         swept = sweep_partial(settings.delivery.output_dir)
         reading = read_ahead(settings)
+        DECODER.warm_up()
         engine = engine or build_engine(settings)
+        require_side_by_side(engine, settings.jobs)
         admission = Admission(settings.jobs, settings.delivery.output_dir)
         threads = ThreadPoolExecutor(settings.jobs.max_concurrent, thread_name_prefix="generate")
         worker = cls(settings, engine, init, admission, threads)
@@ -122,8 +133,7 @@ class Worker:
             answer = self._failure(job_id, InternalError("the worker failed; see its log"))
         if self.admission.defunct_reason is not None:
             answer["refresh_worker"] = True
-            for hook in self._on_defunct:
-                hook()
+            self._tell_defunct()
         return answer
 
     def on_defunct(self, hook: Callable[[], None]) -> None:
@@ -147,8 +157,8 @@ class Worker:
             return HealthTimeout(timeout_s=HEALTH_TIMEOUT_S).model_dump(mode="json")
 
     def close(self) -> None:
-        """Let the threads end; those in hand finish first."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Let the threads end; those in hand finish first, except one that was given up."""
+        self._threads.shutdown(wait=not self.has_stuck_thread, cancel_futures=True)
 
     async def _generate(
         self, job: dict[str, Any], job_id: str, payload: object, notify: Notify | None
@@ -160,10 +170,21 @@ class Worker:
         with self.admission.slot():
             running = self._threads.submit(self._run, job, request, scope)
             try:
-                return await wait_until_thread_exits(running, scope)
+                grace_s = self.settings.jobs.stuck_grace_s
+                return await wait_until_thread_exits(running, scope, grace_s, self._note_stuck)
             finally:
                 if progress:
                     await asyncio.to_thread(progress.close)
+
+    def _note_stuck(self, reason: str) -> None:
+        """A thread was given up: no job can be run beside it, and only the process can end it."""
+        self.has_stuck_thread = True
+        self.admission.mark_defunct(reason)
+        self._tell_defunct()
+
+    def _tell_defunct(self) -> None:
+        for hook in self._on_defunct:
+            hook()
 
     def _run(
         self, job: dict[str, Any], request: GenerationRequest, scope: JobScope
@@ -171,7 +192,9 @@ class Worker:
         """Run one generation on its thread, and tell the log how it ended."""
         started = time.perf_counter()
         self._ensure_loaded()
-        delivery = Delivery.of_job(self.settings, scope.job_id or "local", job.get("s3Config"))
+        delivery = Delivery.of_job(
+            self.settings, scope.job_id or "local", job.get("s3Config"), fingerprint(request)
+        )
         pipeline = Pipeline(
             self.engine, self.settings.image, self.settings.fetch, self.startup_seconds
         )
@@ -232,32 +255,8 @@ def draw_seed(job_id: str) -> int:
     A job that the platform runs again (its worker died, say) has the same id and gets the same
     seed, so both runs make one truth. Ids that are not unique get fresh randomness.
     """
-    source = os.urandom(8) if job_id in _LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()
+    source = os.urandom(8) if job_id in LOCAL_IDS else hashlib.sha256(job_id.encode()).digest()
     return int.from_bytes(source[:8], "big") & MAX_SEED
-
-
-async def wait_until_thread_exits(
-    running: Future[dict[str, Any]], scope: JobScope
-) -> dict[str, Any]:
-    """Await a generation; when cancelled, stop it and wait until its thread has left.
-
-    However often the cancellation is repeated: leaving early would let the next job meet a GPU
-    that is still in use.
-    """
-    waiting = asyncio.wrap_future(running)
-    cancelled: asyncio.CancelledError | None = None
-    while not running.done():
-        try:
-            await asyncio.wait([waiting])
-        except asyncio.CancelledError as err:
-            scope.cancel()
-            cancelled = err
-    if cancelled is not None:
-        waiting.cancel()
-        if not running.cancelled():
-            running.exception()  # retrieved, so that nothing is logged at random later
-        raise cancelled
-    return await waiting
 
 
 def _job_seconds(job: dict[str, Any], default: float) -> float:

@@ -61,6 +61,10 @@ class EmbeddedEngine:
         self._budget = Budget(memory_budget_bytes)
         self._network = SaliencyNetwork()
 
+    @property
+    def most_side_by_side(self) -> int | None:
+        return None  # what its libraries share is locked where they are called
+
     def info(self) -> EngineInfo:
         return EngineInfo(
             name="embedded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import fast_simplification
@@ -58,6 +59,11 @@ def extract(mask: Mask, front: Floats, back: Floats, distance: Floats | None) ->
     return Surface(vertices, np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]))
 
 
+_SIMPLIFYING = threading.Lock()
+"""The library keeps its mesh in globals of C++: two calls at once give one of them's mesh to
+both."""
+
+
 def decimate(surface: Surface, target: int) -> Surface | None:
     """Reduce to at most `target` faces by quadric error (Garland and Heckbert, 1997).
 
@@ -67,12 +73,13 @@ def decimate(surface: Surface, target: int) -> Surface | None:
     if len(surface.faces) <= target:
         return surface
     for share in _TARGET_SHARES:
-        vertices, faces = fast_simplification.simplify(
-            surface.vertices,
-            surface.faces.astype(np.int32),
-            target_count=int(target * share),
-            agg=5.0,
-        )
+        with _SIMPLIFYING:
+            vertices, faces = fast_simplification.simplify(
+                surface.vertices,
+                surface.faces.astype(np.int32),
+                target_count=int(target * share),
+                agg=5.0,
+            )
         smaller = Surface(np.asarray(vertices, np.float32), np.asarray(faces, np.int64))
         if len(faces) <= target and is_closed(smaller):
             return smaller

@@ -84,6 +84,10 @@ class Trellis2Engine:
         self._pipeline: UpstreamPipeline | None = None
         self._residency: Residency | None = None
 
+    @property
+    def most_side_by_side(self) -> int | None:
+        return 1  # the card's memory and random state are shared
+
     def info(self) -> EngineInfo:
         pipeline = self._pipeline
         return EngineInfo(

@@ -1,0 +1,73 @@
+"""Never another job's result: many jobs side by side, each of whose assets is known beforehand.
+
+`make mixed` runs 1,000; the tests run 40.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import encoded
+from trellis_runtime.worker.worker import Worker
+
+JOBS = int(os.environ.get("MIXED_JOBS", "40"))
+PICTURES = 8
+
+
+def blob(number: int) -> Image.Image:
+    """A shape and a colour that no other number has; the odd ones have no alpha."""
+    y, x = np.mgrid[:128, :128] / 64.0 - 1.0
+    reach = 0.55 + 0.2 * np.cos((number + 2) * np.arctan2(y, x) + number)
+    inside = np.hypot(x, y) < reach
+    pixels = np.full((128, 128, 4), (205, 208, 212, 255), np.uint8)
+    pixels[inside, :3] = (40 + 20 * number, 200 - 22 * number, 30 + 7 * number)
+    if number % 2 == 0:
+        pixels[..., 3] = inside * 255
+    image = Image.fromarray(pixels)
+    return image if number % 2 == 0 else image.convert("RGB")
+
+
+def request(number: int) -> dict[str, Any]:
+    return {
+        "image": base64.b64encode(encoded(blob(number))).decode(),
+        "resolution": 512,
+        "texture_size": 512,
+        "decimation_target": 4000,
+        "seed": 3,
+        "output": {"preview": False, "delivery": "inline"},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [2, 4])
+def test_no_job_gets_what_another_made(
+    make_worker: Callable[..., Worker], side_by_side: int
+) -> None:
+    worker = make_worker(
+        MAX_CONCURRENT_GENERATIONS=str(side_by_side), TRELLIS2_MAX_QUEUED_JOBS="1000"
+    )
+    chance = random.Random(side_by_side)
+    order = [chance.randrange(PICTURES) for _ in range(JOBS)]
+
+    async def ask(job: int, number: int) -> str:
+        answer = await worker.handle({"id": f"mixed-{job}", "input": request(number)})
+        return str(answer["artifact"]["sha256"])
+
+    async def all_at_once() -> tuple[list[str], list[str]]:
+        alone = [await ask(-1 - n, n) for n in range(PICTURES)]
+        return alone, await asyncio.gather(*(ask(j, n) for j, n in enumerate(order)))
+
+    alone, together = asyncio.run(all_at_once())
+    assert len(set(alone)) == PICTURES
+    mixed = [j for j, n in enumerate(order) if together[j] != alone[n]]
+    print(f"mixed: {len(mixed)} of {JOBS} jobs at {side_by_side}")
+    assert mixed == []

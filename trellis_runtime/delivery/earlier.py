@@ -1,0 +1,70 @@
+"""A job that is run again: what an earlier run of it delivered is the answer.
+
+The platform hands a job out again when its worker died, or when the answer was lost on the way. The
+bucket then tells the truth: `answer.json` is written last, so where it stands, and each object that
+it names is there with its size and checksum, the job is done.
+
+    PREFIX/JOB_ID/answer.json    same request, whole        -> answered again, links signed anew
+                                 same request, not whole    -> computed, written over it
+                                 another request            -> looked for, and written, beside it
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from pydantic import ValidationError
+
+from trellis_runtime.contract.answer import Artifact, GenerationResult
+from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL, ResultFile
+from trellis_runtime.contract.request import GenerationRequest
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.s3 import S3Store
+from trellis_runtime.logs import logger
+
+
+def fingerprint(request: GenerationRequest) -> str:
+    """Return the SHA-256 of all that a caller asked: it tells nothing of it, and is kept."""
+    return hashlib.sha256(request.model_dump_json().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def earlier_result(store: S3Store, request: str, scope: JobScope) -> GenerationResult | None:
+    """Return what an earlier run delivered for the same `request` (see `fingerprint`).
+
+    Where another request's result lies under the job's id, `store` is led to a folder beside it: a
+    delivered object stays. Raises `StorageFailed` where the bucket cannot be asked.
+    """
+    found = store.read(ANSWER.name, scope)
+    if found is not None and found[1] != request:
+        logger().warning(
+            "earlier_result_kept", job_id=scope.job_id, reason="it answers another request"
+        )
+        store.folder = f"{store.folder}-{request[:12]}"
+        found = store.read(ANSWER.name, scope)
+    if found is None or found[1] != request:
+        return None
+    try:
+        result = GenerationResult.model_validate_json(found[0])
+    except ValidationError:
+        _tell_why_not("answer.json cannot be read", scope)
+        return None
+    fresh = {}
+    for file in ARTIFACTS:
+        artifact = getattr(result, file.field)
+        if artifact is None:
+            continue
+        if not store.holds(artifact, file.name, scope):
+            _tell_why_not(f"{file.name} is not as it was written", scope)
+            return None
+        fresh[file.field] = _signed_anew(store, file, artifact)
+    logger().info("earlier_result_answered", job_id=scope.job_id)
+    return result.model_copy(update=fresh | {"glb_url": fresh[MODEL.field].url})
+
+
+def _signed_anew(store: S3Store, file: ResultFile, artifact: Artifact) -> Artifact:
+    key = store.key_of(file.name)
+    return store.artifact(key, artifact.bytes, artifact.sha256, artifact.content_type)
+
+
+def _tell_why_not(reason: str, scope: JobScope) -> None:
+    logger().warning("earlier_result_not_answered", job_id=scope.job_id, reason=reason)
