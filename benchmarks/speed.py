@@ -16,9 +16,8 @@ from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
-from trellis_runtime.engines.trellis2.upstream.adapter import Rows
 from trellis_runtime.engines.trellis2.baking.bake import bake
-from trellis_runtime.engines.trellis2.upstream.adapter import sampler_parameters
+from trellis_runtime.engines.trellis2.upstream.adapter import Rows, sampler_parameters
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 from trellis_runtime.worker.export import export
 

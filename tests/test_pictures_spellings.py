@@ -182,4 +182,4 @@ def test_wrapped_base64_of_the_largest_picture_passes_the_door() -> None:
     limits = Settings().image
     text = base64.encodebytes(bytes(limits.max_bytes - 100_000)).decode()  # a break every 76
     body = json.dumps({"input": {"image": text}})
-    assert len(body) <= Served(Settings(), None).max_body
+    assert len(body) <= Served(Settings(), None, None).max_body

@@ -3,7 +3,7 @@
 `parse_request` turns a job's JSON into a frozen `GenerationRequest` or raises `InvalidInput`.
 The JSON Schema files in `docs/schema/` are written from these models.
 
-More than 300 lines: the fields of one request, each beside what it says to JSON Schema.
+Long because it lists the fields of one request, each beside what it says to JSON Schema.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Each object says in its metadata which run put it there (`run`), what it holds (`sha256`) and which
 request it answers (`request`). So a run takes back its own objects and nobody else's, a PUT whose
 answer was lost is looked for, and a job that is run again finds what an earlier run delivered.
+
+Long because looking, putting and taking back rest on one client and one idea of what is whose.
 """
 
 from __future__ import annotations

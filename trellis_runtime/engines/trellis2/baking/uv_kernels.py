@@ -3,6 +3,8 @@
 What they are for stands in the modules that launch them: `relaxation` (gather_corners, laplacian),
 `overlaps` (count_texels), `atlas_packing` (mark_cells) and `packing_kernel` (place_charts). Arrays
 are flat; coordinates come as x, y, x, y. `int(0)` declares a variable that a loop changes.
+
+Long because Warp wants each argument of each kernel named with its type.
 """
 
 # No `from __future__ import annotations` here: Warp reads the kernels' annotations as types.
@@ -244,6 +246,50 @@ def _take(
     return 0
 
 
+@warp.func
+def _best_place(
+    runs: warp.array(dtype=warp.int32),
+    begins: warp.array(dtype=warp.int32),
+    sizes: warp.array(dtype=warp.int32),
+    page: warp.array(dtype=warp.uint64),
+    mask: warp.array(dtype=warp.uint64),
+    c: int,
+    start: int,
+    width: int,
+    height: int,
+    words: int,
+    lift: float,
+) -> warp.vec3i:
+    """The turn, column and row of the lowest place for chart c; a turn of -1 where there is none."""
+    best = float(height)
+    best_x = int(0)
+    best_y = int(0)
+    best_turn = int(-1)
+    for turn in range(4):
+        w = sizes[2 * c + turn % 2]
+        h = sizes[2 * c + (turn + 1) % 2]
+        y = int(start)
+        while y + h <= height and float(y) + lift * float(h) < best and w <= width:
+            x = _first_free(
+                runs,
+                begins[4 * c + turn],
+                begins[4 * c + turn + 1],
+                page,
+                mask,
+                y,
+                width - w + 1,
+                height,
+                words,
+            )
+            if x >= 0:
+                best = float(y) + lift * float(h)
+                best_x = x
+                best_y = y
+                best_turn = turn
+            y += 1
+    return warp.vec3i(best_turn, best_x, best_y)
+
+
 @warp.kernel(enable_backward=False)
 def place_charts(
     runs: warp.array(dtype=warp.int32),
@@ -270,32 +316,8 @@ def place_charts(
         if here < 0.85 * size:
             size = here
             start = 0
-        best = float(height)
-        best_x = int(0)
-        best_y = int(0)
-        best_turn = int(-1)
-        for turn in range(4):
-            w = sizes[2 * c + turn % 2]
-            h = sizes[2 * c + (turn + 1) % 2]
-            y = int(start)
-            while y + h <= height and float(y) + lift * float(h) < best and w <= width:
-                x = _first_free(
-                    runs,
-                    begins[4 * c + turn],
-                    begins[4 * c + turn + 1],
-                    page,
-                    mask,
-                    y,
-                    width - w + 1,
-                    height,
-                    words,
-                )
-                if x >= 0:
-                    best = float(y) + lift * float(h)
-                    best_x = x
-                    best_y = y
-                    best_turn = turn
-                y += 1
+        place = _best_place(runs, begins, sizes, page, mask, c, start, width, height, words, lift)
+        best_turn, best_x, best_y = place[0], place[1], place[2]
         if best_turn < 0:
             used[0] = -1
             return
