@@ -13,6 +13,8 @@ the input image are not here: the image encoder resizes every picture to its own
 repeat the same allocation, so lowering them frees nothing.
 
 More than 300 lines: half of them are the table of rungs, and what walks it is read beside it.
+
+Long because the rungs, one by one, are most of it, and choosing among them is one subject.
 """
 
 from __future__ import annotations

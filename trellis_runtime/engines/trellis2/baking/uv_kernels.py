@@ -260,7 +260,7 @@ def _best_place(
     words: int,
     lift: float,
 ) -> warp.vec3i:
-    """The turn, column and row of the lowest place for chart c; a turn of -1 where there is none."""
+    """The turn, column and row of the lowest place for chart c; turn -1 where there is none."""
     best = float(height)
     best_x = int(0)
     best_y = int(0)
