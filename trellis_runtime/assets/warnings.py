@@ -10,6 +10,7 @@ small_object        it covers less than 3 % of the picture
 touches_border      more than 4 % of the picture's border is object: something may be cut off
 several_pieces      the cut-out has separate pieces, each at least 1 % of the largest
 mesh_in_pieces      the mesh has more than 20 pieces: debris, perhaps
+quality_...         a check of `contract/quality.py` that the asset fails: `quality_distance`, say
 silhouette_differs  seen from the front, the mesh covers less than 60 % of what it and the cut-out
                     cover together (intersection over union, boxes aligned)
 """
@@ -44,6 +45,9 @@ def result_warnings(asset: Asset, report: MeshReport, cutout: CutOut | None) -> 
                 text=f"the mesh has {report.components} separate pieces; some may be debris",
             )
         )
+    if asset.quality is not None:
+        told = asset.quality.warnings()
+        found += [AnswerWarning(code=f"quality_{name}", text=text) for name, text in told.items()]
     if cutout is not None and (overlap := silhouette_overlap(asset, cutout)) < _LEAST_OVERLAP:
         found.append(
             AnswerWarning(

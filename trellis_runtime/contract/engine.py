@@ -137,6 +137,10 @@ class Engine(Protocol):
     def most_side_by_side(self) -> int | None:
         """How many generations may run at once without sharing state; None: any number."""
 
+    @property
+    def measures_quality(self) -> bool:
+        """Whether its assets carry a quality report, so that a job may insist on checks."""
+
     def info(self) -> EngineInfo:
         """Name the engine, its versions and its card."""
 

@@ -44,13 +44,19 @@ from trellis_runtime.contract.ladder import (
     earliest_restart,
 )
 from trellis_runtime.contract.levels import LOWEST_LEVEL
+from trellis_runtime.contract.quality import (
+    RejectedSeed,
+    failed_checks,
+    require_quality,
+    retry_seed,
+)
 from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import Store
-from trellis_runtime.errors import OutOfVram
+from trellis_runtime.errors import InvalidInput, OutOfVram
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
@@ -75,6 +81,7 @@ class _EngineOutcome:
     descent: LadderState
     attempts: list[Attempt] = field(default_factory=list)
     vram: Vram | None = None
+    rejected: list[RejectedSeed] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +102,14 @@ class Pipeline:
         finish: Finish,
     ) -> GenerationResult:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
+        require_measured(request, self.engine)
         delivery.require_possible(request.output, scope)
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
         with scope.stage(Stage.IMAGE):
             image = load_image(request, self.image_limits, self.fetch_limits, scope)
-        made = self._make(image, Plan.as_asked(request, seed), request.max_degradation_level, scope)
+        made = self._accepted(image, request, seed, scope)
         with scope.stage(Stage.EXPORT):
             exported = export(made.asset, request.output.texture_format, self._extras(made))
         pictures: list[Picture] = []
@@ -139,6 +147,27 @@ class Pipeline:
             model = store.put(MODEL.name, glb, MODEL.content_type, scope)
             scope.check()
         return _Delivered(store, model, shown)
+
+    def _accepted(
+        self, image: Rgba, request: GenerationRequest, seed: int, scope: JobScope
+    ) -> _EngineOutcome:
+        """Run the engine, with other seeds if need be, until its asset passes the strict checks.
+
+        Raises `MeshRejected` where the last seed's asset fails one.
+        """
+        rejected: list[RejectedSeed] = []
+        for number in range(request.retry_seeds + 1):
+            plan = Plan.as_asked(request, retry_seed(seed, number))
+            made = self._make(image, plan, request.max_degradation_level, scope)
+            made.rejected = rejected
+            report = made.asset.quality
+            failed = failed_checks(report, request.strict) if report else []
+            if report is None or not failed:
+                return made
+            logger().warning("seed_rejected", job_id=scope.job_id, seed=plan.seed, checks=failed)
+            rejected.append(RejectedSeed(seed=plan.seed, checks=failed, quality=report))
+        require_quality(rejected[-1].quality, request.strict)
+        return made
 
     def _make(
         self, image: Rgba, requested: Plan, max_level: int, scope: JobScope
@@ -262,9 +291,20 @@ class Pipeline:
             ),
             mesh=exported.mesh,
             texture=TextureReport(size=made.asset.texture_size, format=exported.texture_format),
+            quality=made.asset.quality,
+            rejected_seeds=made.rejected,
             timings={name: round(seconds, 4) for name, seconds in scope.timings.items()},
             vram=made.vram,
             init=self.init,
+        )
+
+
+def require_measured(request: GenerationRequest, engine: Engine) -> None:
+    """Raise `InvalidInput` where a job insists on checks that its engine does not make."""
+    if request.strict and not engine.measures_quality:
+        raise InvalidInput(
+            f"strict is {list(request.strict)}; the {engine.info().name} engine measures nothing",
+            field="strict",
         )
 
 

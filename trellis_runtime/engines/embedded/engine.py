@@ -65,6 +65,10 @@ class EmbeddedEngine:
     def most_side_by_side(self) -> int | None:
         return None  # what its libraries share is locked where they are called
 
+    @property
+    def measures_quality(self) -> bool:
+        return False
+
     def info(self) -> EngineInfo:
         return EngineInfo(
             name="embedded",

@@ -88,6 +88,10 @@ class Trellis2Engine:
     def most_side_by_side(self) -> int | None:
         return 1  # the card's memory and random state are shared
 
+    @property
+    def measures_quality(self) -> bool:
+        return True
+
     def info(self) -> EngineInfo:
         pipeline = self._pipeline
         return EngineInfo(
