@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build upstream's CUDA extensions as wheels, without a GPU: builder/build_extensions.sh OUT
-# Every commit is one that was measured (docs/benchmarks.md). About four minutes on 16 cores for one
+# Every commit is one that was measured (docs/benchmarks.md). About three minutes on 16 cores for one
 # architecture; each further one adds to that.
 set -euo pipefail
 out=${1:?usage: build_extensions.sh OUT}
@@ -10,14 +10,10 @@ out=$(cd "$out" && pwd)
 : "${PIP:=pip}"
 export TORCH_CUDA_ARCH_LIST
 export MAX_JOBS=${MAX_JOBS:-4}
-# CUDA 13 refuses CuMesh's extended lambdas otherwise; nvcc reads this by itself.
-export NVCC_APPEND_FLAGS="--extended-lambda ${NVCC_APPEND_FLAGS:-}"
 export LDFLAGS="-s ${LDFLAGS:-}"
 
 TRELLIS2_COMMIT=${TRELLIS2_COMMIT:-5565d240c4a494caaf9ece7a554542b76ffa36d3}
-CUMESH_COMMIT=${CUMESH_COMMIT:-cf1a2f07304b5fe388ed86a16e4a0474599df914}
 FLEXGEMM_COMMIT=${FLEXGEMM_COMMIT:-6dd94a859c26ee8246888502eada3dd8ad85532e}
-NVDIFFRAST_TAG=${NVDIFFRAST_TAG:-253ac4fcea7de5f396371124af597e6cc957bfae} # v0.4.0
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -34,17 +30,13 @@ wheel() { # FOLDER
 }
 
 if [ "${DRY_RUN:-0}" = 1 ]; then
-  echo "would build CuMesh@$CUMESH_COMMIT FlexGEMM@$FLEXGEMM_COMMIT nvdiffrast@$NVDIFFRAST_TAG" \
+  echo "would build FlexGEMM@$FLEXGEMM_COMMIT" \
     "o_voxel and trellis2@$TRELLIS2_COMMIT for $TORCH_CUDA_ARCH_LIST into $out"
   exit 0
 fi
-get https://github.com/JeffreyXiang/CuMesh.git "$CUMESH_COMMIT" cumesh
 get https://github.com/JeffreyXiang/FlexGEMM.git "$FLEXGEMM_COMMIT" flexgemm
-get https://github.com/NVlabs/nvdiffrast.git "$NVDIFFRAST_TAG" nvdiffrast
 get https://github.com/microsoft/TRELLIS.2.git "$TRELLIS2_COMMIT" trellis2
-wheel cumesh
 wheel flexgemm
-wheel nvdiffrast
 wheel trellis2/o-voxel
 # trellis2 itself is plain Python without a setup: its package goes beside the wheels.
 cp -r "$work/trellis2/trellis2" "$out/trellis2"

@@ -45,7 +45,7 @@ from trellis_runtime.errors import EngineFault, MeshRejected
 from trellis_runtime.settings import Trellis2
 
 # Upstream's torch peaks above its resident weights were 1.4, 3.5 and 7.2 GiB on an H200; the rest
-# is room for what CuMesh and nvdiffrast allocate outside torch.
+# is room for what Warp allocates outside torch.
 _WORKING_BYTES = {512: 3 * 2**30, 1024: 6 * 2**30, 1536: 10 * 2**30}
 
 
