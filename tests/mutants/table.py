@@ -850,4 +850,55 @@ _DELIVERY: tuple[Mutant, ...] = (
 )
 
 
-MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _SERVER_DOORS + _DELIVERY
+_BAKING = "trellis_runtime/engines/trellis2/baking"
+_BY_VALUES = f"{_JOINTS}test_the_asset_is_the_marked_shape_by_values[512]"
+
+_BAKE: tuple[Mutant, ...] = (
+    Mutant(
+        "metallic is blue and roughness is green",
+        f"{_BAKING}/texels.py",
+        "[np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]]",
+        "[np.zeros_like(pixels[..., 4]), pixels[..., 3], pixels[..., 4]]",
+        (_BY_VALUES,),
+    ),
+    Mutant(
+        "the mesh is turned, not mirrored",
+        f"{_BAKING}/bake.py",
+        "np.stack([x, z, -y], axis=1)",
+        "np.stack([x, z, y], axis=1)",
+        (_BY_VALUES,),
+    ),
+    Mutant(
+        "textures are not upside down",
+        f"{_BAKING}/bake.py",
+        "            uvs=layout.uvs.cpu().numpy(),",
+        "            uvs=1 - layout.uvs.cpu().numpy(),",
+        (_BY_VALUES,),
+    ),
+    Mutant(
+        "decimation changes no mesh that it was given",
+        f"{_BAKING}/decimation.py",
+        "vertices.float().clone().contiguous()",
+        "vertices.float().contiguous()",
+        ("tests/test_bake_decimation.py::test_inputs_are_left_as_they_were",),
+    ),
+    Mutant(
+        "a job that insists on a check is not given an asset that fails it",
+        _PIPELINE,
+        "            if report is None or not failed:",
+        "            if report is None or True:",
+        ("tests/test_quality_retries.py::test_without_a_seed_left_the_job_fails_in_words",),
+    ),
+    Mutant(
+        "an engine that measures nothing refuses strict checks",
+        _PIPELINE,
+        "    if request.strict and not engine.measures_quality:",
+        "    if False:",
+        (
+            "tests/test_quality_retries.py::test_an_engine_that_measures_nothing_refuses_strict_checks",
+        ),
+    ),
+)
+
+
+MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY

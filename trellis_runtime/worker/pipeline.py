@@ -3,6 +3,8 @@
 image ─► condition ─► structure ─► shape ─► texture ─► decode ─► bake ─► export ─► preview ─► store
          └──────────── the engine's stages, each repeatable alone ─────────┘
                        out of memory: one rung down, the failed stage again
+
+Long because it is one story, read from top to bottom.
 """
 
 from __future__ import annotations
