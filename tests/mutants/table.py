@@ -664,7 +664,7 @@ _DELIVERY: tuple[Mutant, ...] = (
         _FETCH,
         "        preload_content=False,",
         "        preload_content=True,",
-        (_WIRE + "test_headers_and_bodies_that_drip_end_at_the_deadline",),
+        (_WIRE + "test_no_body_takes_more_memory_than_its_bound",),
     ),
     Mutant(
         "what unpacks to more than its bound is not unpacked",
