@@ -286,8 +286,8 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "an upload follows no redirect",
         _FETCH,
-        "redirect=False,",
-        "redirect=True,",
+        "        redirect=False,\n        retries=False,",
+        "        redirect=True,\n        retries=3,",
         ("tests/test_fetch.py::test_an_upload_obeys_the_same_rules",),
     ),
     Mutant(
