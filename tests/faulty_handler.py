@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from handler import leave, serve
-from trellis_runtime.contract.engine import Asset, Generation, MemorySnapshot, Rgba
+from trellis_runtime.contract.engine import Asset, CutOut, Generation, MemorySnapshot, Rgba
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
@@ -54,6 +54,12 @@ class FaultyGeneration:
             raise EngineFault("CUDA error: an illegal memory access was encountered")
         elif KIND == "crash":
             raise KeyError("/secret/path of this machine")
+
+    def need(self, stage: Stage, plan: Plan) -> int | None:
+        return self._inner.need(stage, plan)
+
+    def cutout(self) -> CutOut:
+        return self._inner.cutout()
 
     def reclaim(self) -> None:
         self._inner.reclaim()

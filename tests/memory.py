@@ -9,16 +9,18 @@ import sys
 
 from tests.conftest import ROOT
 
+# VmHWM is of the process's own memory; ru_maxrss would begin with that of whoever started it.
 _FRAME = """
-import json, resource, sys
+import json, re, sys
+import psutil
 def peak():
-    return max(
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    mine = psutil.Process()
+    told = [open(f"/proc/{p.pid}/status").read() for p in [mine, *mine.children(recursive=True)]]
+    return sum(int(re.search(r"VmHWM:\\s+(\\d+)", text).group(1)) for text in told)
 arguments = sys.argv[1:]
-{prepare}
+PREPARE
 before = peak()
-{work}
+WORK
 print(json.dumps([before, peak()]))
 """
 
@@ -27,10 +29,15 @@ def grown_mib(prepare: str, work: str, *arguments: str, **variables: str) -> flo
     """Return the MiB by which the peak of resident memory grows while `work` runs.
 
     `prepare` runs before: imports, and what is there anyway. Both read `arguments`; children of the
-    process count once they have been waited for.
+    process count by their own peaks, those that are alive.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _FRAME.format(prepare=prepare, work=work), *arguments],
+        [
+            sys.executable,
+            "-c",
+            _FRAME.replace("PREPARE", prepare).replace("WORK", work),
+            *arguments,
+        ],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
         capture_output=True,
         text=True,

@@ -164,13 +164,11 @@ from tests.conftest import encoded, picture
 import contextlib
 decoder, limits, scope = Decoder(), ImageLimits(), JobScope("x")
 decoder.decode(encoded(picture()), limits, "image", scope)
-decoder.close()
 data = Path(arguments[0]).read_bytes()
 """
 DECODE = """
 with contextlib.suppress(WorkerError):
     decoder.decode(data, limits, "image", scope)
-decoder.close()
 """
 
 
@@ -234,7 +232,7 @@ data = pathlib.Path(arguments[1]).read_bytes()
 def test_a_whole_job_takes_memory_by_its_pictures_pixels(
     tmp_path: Path, width: int, height: int
 ) -> None:
-    """48 bytes a pixel and 128 MiB; a long picture by the square that is made of its object."""
+    """48 bytes a pixel, 40 more in the decoder, and 128 MiB; a long picture by its square."""
     image = Image.new("RGB", (width, height), (200, 205, 210))
     ImageDraw.Draw(image).ellipse(
         [width * 0.1, height * 0.1, width * 0.9, height * 0.9], fill=(150, 30, 20)
@@ -243,4 +241,4 @@ def test_a_whole_job_takes_memory_by_its_pictures_pixels(
     path.write_bytes(encoded(image, "JPEG"))
     grown = grown_mib(JOB, "assert 'error' not in run(data)", str(tmp_path), str(path))
     square = max(width, height) ** 2 if width > 2 * height else 0
-    assert grown < (48 * width * height + 12 * square) / 2**20 + 128
+    assert grown < (88 * width * height + 12 * square) / 2**20 + 128

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from tests.conftest import environment
 from tests.loopback import Reply, body, http_server
 from tests.test_worker import QUICK, Raising, handle, start
-from trellis_runtime.contract.engine import Asset, Generation
+from trellis_runtime.contract.engine import Asset, CutOut, Generation
 from trellis_runtime.contract.ladder import RUNGS, Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
@@ -79,6 +79,12 @@ class ShortGeneration:
             engine.held.append(weakref.ref(arrays))
             raise OutOfVram(f"attempt with {engine.left} to come")
         self._inner.run(stage, plan, scope)
+
+    def need(self, stage: Stage, plan: Plan) -> int | None:
+        return self._inner.need(stage, plan)
+
+    def cutout(self) -> CutOut:
+        return self._inner.cutout()
 
     def reclaim(self) -> None:
         self._engine.happened.append("reclaim")

@@ -40,8 +40,7 @@ async def wait_until_thread_exits(
         try:
             await asyncio.wait([waiting], timeout=end.remaining())
         except asyncio.CancelledError as err:
-            if cancelled is None:
-                end = min(end, Deadline.after(grace_s), key=Deadline.remaining)
+            end = min(end, Deadline.after(grace_s), key=Deadline.remaining)
             scope.cancel()
             cancelled = err
     if not running.done():
