@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = {"artifact": "model.glb", "preview": "preview.png", "thumbnail": "thumbnail.webp",
-         "turntable": "turntable.webp"}  # fmt: skip
+         "turntable": "turntable.webp", "cutout": "cutout.png"}  # fmt: skip
 
 
 def contents(artifact: dict[str, Any]) -> bytes:
