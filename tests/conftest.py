@@ -56,6 +56,13 @@ def no_process_is_left() -> Iterator[None]:
         pytest.fail("left running by the tests:\n" + "\n".join(told))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_file_starts_without_decoders() -> Iterator[None]:
+    """A file that counts this process's children does not depend on the files before it."""
+    yield
+    DECODER.close()
+
+
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     """Variables of a worker for tests: the embedded engine and a folder of its own."""
     return {

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from math import ceil, floor
 from typing import Any
 
 import jsonschema
@@ -113,7 +114,7 @@ def _integers(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 def _numbers(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     low, high = schema["minimum"], schema["maximum"]
-    return st.floats(low - 0.1, high + 0.1) | st.integers(low - 1, high + 1)
+    return st.floats(low - 0.1, high + 0.1) | st.integers(floor(low) - 1, ceil(high) + 1)
 
 
 def _strings(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
