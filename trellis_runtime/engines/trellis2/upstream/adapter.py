@@ -73,6 +73,11 @@ class UpstreamPipeline:
         features: Tensor = self.trellis.get_cond([picture], size, include_neg_cond=False)["cond"]
         return features
 
+    @property
+    def removes_backgrounds(self) -> bool:
+        """Whether a background remover is loaded."""
+        return self.trellis.rembg_model is not None
+
     def remove_background(self, picture: Image.Image) -> Image.Image:
         """Return the picture with alpha from upstream's matting model."""
         if self.trellis.rembg_model is None:
