@@ -37,16 +37,13 @@ from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, bake, bake_bytes
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.device import vram
+from trellis_runtime.engines.trellis2.device.placement import START_RESOLUTION, Placement
 from trellis_runtime.engines.trellis2.device.residency import Residency
-from trellis_runtime.engines.trellis2.picture import cut_out
+from trellis_runtime.engines.trellis2.picture import cut_out, needs_remover
 from trellis_runtime.engines.trellis2.upstream import loading
 from trellis_runtime.engines.trellis2.upstream.adapter import Rows, UpstreamPipeline
-from trellis_runtime.errors import EngineFault, MeshRejected
+from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected
 from trellis_runtime.settings import Trellis2
-
-# Upstream's torch peaks above its resident weights were 1.4, 3.5 and 7.2 GiB on an H200; the rest
-# is room for what Warp allocates outside torch.
-_WORKING_BYTES = {512: 3 * 2**30, 1024: 6 * 2**30, 1536: 10 * 2**30}
 
 
 @dataclass(slots=True)
@@ -105,33 +102,40 @@ class Trellis2Engine:
     def load(self, note: Callable[[str, float], None]) -> None:
         """Load all models, resident where the card has room for them and a job besides."""
         with vram.translated():
-            room = _WORKING_BYTES[1024]
-            self._pipeline = loading.load(self._settings, self._device, room, note)
+            self._pipeline = loading.load(self._settings, self._device, note)
             self._residency = Residency(self._pipeline.modules, self._device.type)
+            self._watch = vram.PeakWatch(self._device)
             started = time.perf_counter()
-            fits = vram.available(self._device) > self._residency.absent_bytes + room
+            fits = self._placement().fits(vram.available(self._device), START_RESOLUTION)
             if fits and self._settings.placement != "offload":
                 for name in self._pipeline.modules:
                     self._residency.place(name)
             vram.synchronize(self._device)
             note("place", time.perf_counter() - started)
-        self._watch = vram.PeakWatch(self._device)
 
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
         pipeline, residency, watch = self.parts()
+        if not pipeline.removes_backgrounds and needs_remover(image, plan.background):
+            raise ImageRejected(
+                "image shows an object before a background, and this worker has no background "
+                "remover; send a picture whose background is transparent, or background: 'keep'",
+                field="image",
+            )
         watch.start()
         return Trellis2Generation(image, plan, pipeline, residency, watch)
 
     def wants_offload(self, plan: Plan) -> bool:
         if self._settings.placement == "offload":
             return True
-        _, residency, _ = self.parts()
-        return (
-            vram.available(self._device) < residency.absent_bytes + _WORKING_BYTES[plan.resolution]
-        )
+        available = vram.available(self._device)
+        return not self._placement().fits(available, plan.resolution, plan.background)
 
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
+
+    def _placement(self) -> Placement:
+        pipeline, residency, _ = self.parts()
+        return Placement(residency.absent_bytes, pipeline.removes_backgrounds)
 
     def parts(self) -> tuple[UpstreamPipeline, Residency, vram.PeakWatch]:
         """Return what `load` made; benchmarks run upstream itself on the same models."""
