@@ -10,6 +10,7 @@ WorkerError
 ├── DiskFull            worker's   too little room for a job
 ├── OutOfVram           worker's   no accepted rung of the ladder fits
 ├── MeshRejected        model's    another seed may help
+├── NotFinite           model's    a network's values are infinite or NaN
 ├── GlbRejected         worker's   we encoded an invalid file
 ├── StorageFailed       outside    the result could not be delivered
 ├── AnswerTooLarge      worker's   the platform would drop the answer
@@ -146,6 +147,12 @@ class MeshRejected(WorkerError):
     """The model made a mesh that is not worth delivering."""
 
     code, fault, retryable = "mesh_rejected", Fault.MODEL, True
+
+
+class NotFinite(WorkerError):
+    """A network's values are infinite or NaN; a decoder's wider retry may be off."""
+
+    code, fault, retryable = "not_finite", Fault.MODEL, True
 
 
 class GlbRejected(WorkerError):

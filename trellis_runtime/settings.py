@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from trellis_runtime.errors import SetupFailed
 
 GIB = 1024**3
+DecoderRetry = Literal["off", "bfloat16", "float32"]
 EngineChoice = Literal["auto", "trellis2", "embedded"]
 
 
@@ -210,6 +211,12 @@ class Trellis2(_Slice):
         "fast",
         description="fast: the flow models' formula on plain tensors; upstream: its own modules.",
     )
+    decoder_retry: DecoderRetry = Field(
+        "off",
+        description="Where a float16 decoder's values are not finite, run its stage again in this "
+        "type, and say so in the answer's effective.decoder_dtype; off: the job fails with "
+        "not_finite. float32 holds the same weights in twice the memory; bfloat16 rounds them.",
+    )
     kernel_cache_dir: Path = Field(
         Path("~/.cache/trellis2-kernels"),
         description="Folder where compiled kernels and tuning results are kept for the next "
@@ -349,6 +356,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_REMBG_DIR": ("trellis2", "rembg_dir"),
     "TRELLIS2_PLACEMENT": ("trellis2", "placement"),
     "TRELLIS2_FLOW": ("trellis2", "flow"),
+    "TRELLIS2_DECODER_RETRY": ("trellis2", "decoder_retry"),
     "TRELLIS2_KERNEL_CACHE_DIR": ("trellis2", "kernel_cache_dir"),
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),

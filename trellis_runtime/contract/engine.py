@@ -89,7 +89,7 @@ class Asset:
     translucent: NDArray[np.bool_] | None = None
     quality: QualityReport | None = None
     double_sided: bool = False
-    effective: Mapping[str, int] = field(default_factory=dict)
+    effective: Mapping[str, int | str] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""
 
     @property

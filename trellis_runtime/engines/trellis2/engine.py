@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,11 +40,15 @@ from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.placement import START_RESOLUTION, Placement
 from trellis_runtime.engines.trellis2.device.residency import Residency
+from trellis_runtime.engines.trellis2.models.finite import require_finite
 from trellis_runtime.engines.trellis2.picture import cut_out, needs_remover
 from trellis_runtime.engines.trellis2.upstream import loading
 from trellis_runtime.engines.trellis2.upstream.adapter import Rows, UpstreamPipeline
-from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected
-from trellis_runtime.settings import Trellis2
+from trellis_runtime.errors import EngineFault, ImageRejected, MeshRejected, NotFinite
+from trellis_runtime.logs import logger
+from trellis_runtime.settings import DecoderRetry, Trellis2
+
+_DECODED_IN = (Stage.STRUCTURE, Stage.SHAPE, Stage.DECODE)  # the cascade decodes in between
 
 
 @dataclass(slots=True)
@@ -122,7 +127,8 @@ class Trellis2Engine:
                 field="image",
             )
         watch.start()
-        return Trellis2Generation(image, plan, pipeline, residency, watch)
+        retry = self._settings.decoder_retry
+        return Trellis2Generation(image, plan, pipeline, residency, watch, retry)
 
     def wants_offload(self, plan: Plan) -> bool:
         if self._settings.placement == "offload":
@@ -154,6 +160,7 @@ class Trellis2Generation:
         pipeline: UpstreamPipeline,
         residency: Residency,
         watch: vram.PeakWatch,
+        decoder_retry: DecoderRetry = "off",
     ) -> None:
         self._image = image
         self._pipeline = pipeline
@@ -163,6 +170,9 @@ class Trellis2Generation:
         self._products = Products()
         self._noise_states: dict[Stage, torch.Tensor] = {}
         self._seed = plan.seed
+        self._decoder_retry = None if decoder_retry == "off" else getattr(torch, decoder_retry)
+        self._widened: set[Stage] = set()
+        self._decoder_dtype: torch.dtype | None = None
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         run = {
@@ -176,9 +186,28 @@ class Trellis2Generation:
         # Upstream then brings each model just before it uses it, through `Residency`.
         self._pipeline.bring_models_on_use(plan.offload)
         with vram.translated(), torch.no_grad():
-            self._set_noise(stage)
-            run(plan, scope)
+            self._finitely(stage, run, plan, scope)
             vram.synchronize(self._device)
+
+    def _finitely(
+        self, stage: Stage, run: Callable[[Plan, JobScope], None], plan: Plan, scope: JobScope
+    ) -> None:
+        """Run a stage; where values are not finite, again with wider decoders, if that is asked."""
+        self._decoder_dtype = self._decoder_retry if stage in self._widened else None
+        self._set_noise(stage)
+        try:
+            run(plan, scope)
+            return
+        except NotFinite as err:
+            wide = self._decoder_retry
+            if wide is None or stage not in _DECODED_IN or stage in self._widened:
+                raise
+            reason = err.message  # the error's frames hold tensors, and end here
+        logger().warning("decoder_retried", job_id=scope.job_id, stage=stage, reason=reason)
+        self._widened.add(stage)
+        self._decoder_dtype = wide
+        self._set_noise(stage)
+        run(plan, scope)
 
     def need(self, stage: Stage, plan: Plan) -> int | None:
         decoded = self._products.decoded
@@ -224,13 +253,17 @@ class Trellis2Generation:
         with self._residency.needed("image_cond_model", offload=plan.offload):
             for size in (512,) if plan.resolution == 512 else (512, 1024):
                 features[size] = self._pipeline.features(picture, size).cpu()
+                require_finite("DINOv3's features", features[size])
         self._products.features = features
 
     def _cut_out(self, plan: Plan) -> Image.Image:
         """Return the object on black, cropped, as upstream has it."""
 
         def remove(picture: Image.Image) -> Image.Image:
-            with self._residency.needed("rembg_model", offload=plan.offload):
+            with (
+                self._residency.needed("rembg_model", offload=plan.offload),
+                self._pipeline.finite("rembg_model"),
+            ):
                 return self._pipeline.remove_background(picture)
 
         picture, self._products.cutout = cut_out(self._image, plan.background, remove)
@@ -240,6 +273,7 @@ class Trellis2Generation:
         names = ("sparse_structure_flow_model", "sparse_structure_decoder")
         with (
             self._residency.needed(*names, offload=plan.offload),
+            self._pipeline.finite("sparse_structure_decoder", self._decoder_dtype),
             self._pipeline.steps(
                 "sparse_structure_sampler", scope, plan.samplers.sparse_structure.steps
             ),
@@ -259,7 +293,12 @@ class Trellis2Generation:
         with (
             self._residency.needed(*names, offload=plan.offload),
             self._pipeline.steps("shape_slat_sampler", scope, plan.samplers.shape.steps * rounds),
-            self._pipeline.decoding("shape_slat_decoder", chunk_rows=plan.chunk_rows, lean=False),
+            self._pipeline.decoding(
+                "shape_slat_decoder",
+                chunk_rows=plan.chunk_rows,
+                lean=False,
+                dtype=self._decoder_dtype,
+            ),
         ):
             rows, resolution = self._sample_shape(plan)
         self._products.shape = _on_host(rows, resolution, "shape")
@@ -317,7 +356,12 @@ class Trellis2Generation:
         """Have one decoder ready, as lean as the plan wants it."""
         with (
             self._residency.needed(name, offload=plan.offload),
-            self._pipeline.decoding(name, chunk_rows=plan.chunk_rows, lean=plan.chunk_decoder),
+            self._pipeline.decoding(
+                name,
+                chunk_rows=plan.chunk_rows,
+                lean=plan.chunk_decoder,
+                dtype=self._decoder_dtype,
+            ),
         ):
             yield
 
@@ -327,14 +371,15 @@ class Trellis2Generation:
             vram.reclaim(self._device)
         decoded = require_product(self._products.decoded)
         asset = bake(decoded, plan, scope, self._device)
-        lowered = {"resolution": decoded.resolution}
-        self._products.asset = replace(asset, effective={**asset.effective, **lowered})
+        told: dict[str, Any] = {"resolution": decoded.resolution}
+        if self._widened:
+            told["decoder_dtype"] = str(self._decoder_retry).removeprefix("torch.")
+        self._products.asset = replace(asset, effective={**asset.effective, **told})
 
     def _features(self, size: int) -> torch.Tensor:
         return require_product(self._products.features)[size]
 
 
 def _on_host(rows: Rows, resolution: int, name: str) -> _Latent:
-    if not torch.isfinite(rows.feats).all():
-        raise MeshRejected(f"the {name} latent has values that are not finite")
+    require_finite(f"the {name} latent", rows.feats)
     return _Latent(Rows(rows.feats.cpu(), rows.coords.cpu()), resolution)
