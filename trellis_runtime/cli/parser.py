@@ -14,6 +14,7 @@ from rich.table import Table
 
 from trellis_runtime import __version__
 from trellis_runtime.cli import bench, check, cold_start, stats
+from trellis_runtime.cli.acceptance import add_acceptance
 from trellis_runtime.cli.console import err_console, out_console
 from trellis_runtime.cli.cutout import add_cutout
 from trellis_runtime.cli.run import add_run, show
@@ -74,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     shower.add_argument("folder", type=Path, help="the job's folder, output/JOB_ID for one")
     shower.set_defaults(run=show)
     checker = commands.add_parser("check", help="what this machine can do, in one page")
-    checker.set_defaults(run=lambda _args: check.print_page(out_console, Settings.from_env()))
+    check.add_check(checker)
+    add_acceptance(
+        commands.add_parser(
+            "acceptance", help="hold the GPU engine against upstream, once, on real weights"
+        )
+    )
     schema = commands.add_parser(
         "schema", help="print the JSON Schema of a request or of an answer"
     )
