@@ -121,6 +121,15 @@ def test_check_deep_prints_the_largest_activation_of_each_level(
         assert len(rows) == 5  # the input, and four levels with layers
 
 
+def test_check_asks_for_what_the_engine_runs_on_and_for_no_more(
+    stand_in: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The image holds neither CuMesh nor nvdiffrast: the bake is ours."""
+    with variables(TRELLIS2_ENGINE="trellis2", TRELLIS2_MIN_FREE_DISK_GB="0.01"):
+        assert main(["check"]) == 1
+    assert "not installed: flex_gemm " in capsys.readouterr().out
+
+
 # --- what each check sees -------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from trellis_runtime.errors import SetupFailed
 
 GIB = 1024**3
 DecoderRetry = Literal["off", "bfloat16", "float32"]
+RehearsalShape = Literal["smooth", "nested", "plant"]
 EngineChoice = Literal["auto", "trellis2", "embedded"]
 
 
@@ -230,6 +231,11 @@ class Trellis2(_Slice):
         description="With a synthetic checkpoint: the structure follows a real shape, so that "
         "sizes, memory and times are real. Answers say synthetic.",
     )
+    rehearsal_shape: RehearsalShape = Field(
+        "smooth",
+        description="Which shape: smooth (a sphere in a torus), nested (three spheres, four thin "
+        "plates) or plant (2,600 open leaves).",
+    )
 
 
 class Logging(_Slice):
@@ -360,6 +366,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_KERNEL_CACHE_DIR": ("trellis2", "kernel_cache_dir"),
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
+    "TRELLIS2_REHEARSAL_SHAPE": ("trellis2", "rehearsal_shape"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
     "RUNPOD_API_KEY": ("remote", "api_key"),
     "TRELLIS2_ENDPOINT_API": ("remote", "base_url"),

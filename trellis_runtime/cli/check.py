@@ -19,7 +19,7 @@ from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import Resolution, parse_request
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes
-from trellis_runtime.engines.packages import GPU_PACKAGES
+from trellis_runtime.engines.packages import NEEDED_PACKAGES
 from trellis_runtime.errors import SetupFailed, WorkerError
 from trellis_runtime.logs import configure_logging
 from trellis_runtime.settings import Settings
@@ -103,7 +103,7 @@ def print_page(console: Console, settings: Settings) -> int:
 
 
 def _gpu_engine(settings: Settings) -> tuple[str, str, bool]:
-    absent = [name for name in GPU_PACKAGES if importlib.util.find_spec(name) is None]
+    absent = [name for name in NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
     found = f"not installed: {', '.join(absent)}" if absent else "installed"
     return "trellis2 engine", found, not absent or settings.engine != "trellis2"
 

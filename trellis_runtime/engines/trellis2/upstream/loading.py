@@ -107,7 +107,7 @@ def load(settings: Trellis2, device: torch.device, note: Note) -> UpstreamPipeli
     )
     if settings.rehearsal:
         with _timed("rehearsal", note):
-            rehearsal.install_synthetic_structure(pipeline)
+            rehearsal.install_synthetic_structure(pipeline, settings.rehearsal_shape)
     return pipeline
 
 
