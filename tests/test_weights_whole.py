@@ -226,6 +226,22 @@ def test_real_weights_are_never_taken_from_what_tells_nothing(
         load(real)
 
 
+def test_an_encoder_of_another_size_is_refused_before_the_first_job(
+    stand_in: None, small_checkpoint: Path
+) -> None:
+    """Its features would not fit into the flow models' cross attention."""
+    from trellis2.modules import image_feature_extractor  # type: ignore[import-not-found]
+
+    image_feature_extractor.Encoder.config = SimpleNamespace(hidden_size=384)
+    try:
+        with pytest.raises(SetupFailed, match="has 384 channels; .* trained on 1024"):
+            load(small_checkpoint)
+        image_feature_extractor.Encoder.config.hidden_size = 1024
+        load(small_checkpoint)
+    finally:
+        del image_feature_extractor.Encoder.config
+
+
 def test_a_helpers_memory_is_that_of_float32(tmp_path: Path) -> None:
     half = {"a": torch.zeros(3, 5, dtype=torch.float16), "b": torch.zeros(7)}
     save_file(half, tmp_path / "model.safetensors")

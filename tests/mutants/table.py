@@ -901,4 +901,184 @@ _BAKE: tuple[Mutant, ...] = (
 )
 
 
-MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY
+_LOADING = "trellis_runtime/engines/trellis2/upstream"
+_WHOLE = "tests/test_weights_whole.py::"
+_FINITE = "tests/test_weights_finite.py::"
+_REMOVER = "tests/test_weights_remover.py::"
+_ACCEPTANCE = "tests/test_acceptance.py::"
+
+_WEIGHTS: tuple[Mutant, ...] = (
+    Mutant(
+        "a tensor that a helper's file lacks is never random",
+        f"{_LOADING}/helpers.py",
+        "        _require_empty(report, name, folder)",
+        "        pass",
+        (_WHOLE + "test_a_model_that_lacks_a_tensor_or_has_one_more_is_refused",),
+    ),
+    Mutant(
+        "real weights are not taken from a loader that tells nothing",
+        f"{_LOADING}/helpers.py",
+        "    if not reports and not is_synthetic:",
+        "    if False:",
+        (_WHOLE + "test_real_weights_are_never_taken_from_what_tells_nothing",),
+    ),
+    Mutant(
+        "transformers is left as it was",
+        f"{_LOADING}/helpers.py",
+        "        base.from_pretrained = own",
+        "        pass",
+        (_WHOLE + "test_a_model_that_is_whole_is_loaded_and_nothing_stays_patched",),
+    ),
+    Mutant(
+        "an image encoder of another size stops the start",
+        f"{_LOADING}/helpers.py",
+        "    if width != context:",
+        "    if False:",
+        (_WHOLE + "test_an_encoder_of_another_size_is_refused_before_the_first_job",),
+    ),
+    Mutant(
+        "a description that no class takes is told with its file's name",
+        f"{_LOADING}/checkpoints.py",
+        "    except (TypeError, AttributeError) as err:",
+        "    except ZeroDivisionError as err:",
+        (
+            _WHOLE + "test_a_description_that_no_class_takes_stops_the_start_with_its_files_name",
+            _WHOLE + "test_a_pipeline_that_upstream_does_not_take_is_named",
+        ),
+    ),
+    Mutant(
+        "a placeholder for normalisation is refused with real weights",
+        f"{_LOADING}/checkpoints.py",
+        "    if bool((mean == 0).all() and (std == 1).all()) and not is_synthetic:",
+        "    if False:",
+        (_WHOLE + "test_a_placeholder_for_normalisation_is_refused_with_real_weights",),
+    ),
+    Mutant(
+        "the remover's pass is in the placement's sums",
+        "trellis_runtime/engines/trellis2/device/placement.py",
+        "            working = max(working, REMOVER_WORKING_BYTES)",
+        "            pass",
+        (
+            _REMOVER
+            + "test_the_removers_pass_counts_where_it_is_the_largest_and_only_where_it_runs",
+            _REMOVER + "test_the_engine_goes_by_the_sums",
+        ),
+    ),
+    Mutant(
+        "the warm-up runs the background remover",
+        "trellis_runtime/worker/warmup.py",
+        "        _run(engine, photograph(), plan, ENGINE_STAGES[:1])",
+        "        pass",
+        (
+            _REMOVER + "test_the_warm_up_cuts_out_a_photograph_first",
+            _REMOVER + "test_a_remover_that_fails_stops_the_start",
+        ),
+    ),
+    Mutant(
+        "a photograph without a remover is refused before anything is computed",
+        _ENGINE_FILE,
+        "        if not pipeline.removes_backgrounds and needs_remover(image, plan.background):",
+        "        if False:",
+        (
+            _REMOVER
+            + "test_a_photograph_without_a_remover_is_the_callers_error_before_anything_is_computed",
+            _REMOVER + "test_the_answer_to_such_a_job_says_what_to_send",
+        ),
+    ),
+    Mutant(
+        "a decoder's subdivisions are watched, not its output alone",
+        f"{_LOADING}/decoders.py",
+        "        if model.pred_subdiv:\n            layers.append",
+        "        if False:\n            layers.append",
+        (_FINITE + "test_tokens_are_never_lost_to_a_cascade_that_overflows",),
+    ),
+    Mutant(
+        "values that are not finite are refused",
+        "trellis_runtime/engines/trellis2/models/finite.py",
+        "    if finite.all():",
+        "    if True:",
+        (
+            _FINITE + "test_every_network_is_watched",
+            _FINITE + "test_what_overflows_in_a_decoder_is_named_before_geometry_sees_it",
+        ),
+    ),
+    Mutant(
+        "a wider decoder gets its own weights back",
+        "trellis_runtime/engines/trellis2/models/finite.py",
+        "            parameter.data = data",
+        "            pass",
+        (
+            _FINITE + "test_a_wider_decoder_decodes_that_stage_alone",
+            _FINITE + "test_both_types_hold_what_float16_does_not",
+        ),
+    ),
+    Mutant(
+        "a stage that is decoded wider samples from the same noise",
+        _ENGINE_FILE,
+        "        self._decoder_dtype = wide\n        self._set_noise(stage)\n",
+        "        self._decoder_dtype = wide\n",
+        (_FINITE + "test_a_cascade_samples_again_from_the_same_noise",),
+    ),
+    Mutant(
+        "a wider decoder is told in the answer",
+        _ENGINE_FILE,
+        "        if self._widened:\n            told",
+        "        if False:\n            told",
+        (_FINITE + "test_the_answer_says_that_a_decoder_was_wider",),
+    ),
+    Mutant(
+        "acceptance allows no more than twice upstream's distance from itself",
+        "trellis_runtime/engines/trellis2/acceptance.py",
+        "MOST_TIMES_ITSELF = 2.0",
+        "MOST_TIMES_ITSELF = 100.0",
+        (_ACCEPTANCE + "test_ours_may_be_as_far_from_upstream_as_upstream_is_from_itself",),
+    ),
+    Mutant(
+        "acceptance runs upstream's own flow modules, not ours twice",
+        "trellis_runtime/engines/trellis2/comparison.py",
+        "        yield replace(pipeline, flows=own)",
+        "        yield pipeline",
+        (_ACCEPTANCE + "test_a_flow_that_differs_fails_at_its_own_stages_alone",),
+    ),
+    Mutant(
+        "a rung passes acceptance by every bit",
+        "trellis_runtime/engines/trellis2/acceptance.py",
+        "    if other:\n",
+        "    if False:\n",
+        (_ACCEPTANCE + "test_one_bit_that_differs_fails_a_rung",),
+    ),
+    Mutant(
+        "a check that failed is in acceptance's exit status",
+        "trellis_runtime/cli/acceptance.py",
+        "    return 1 if failed else 0",
+        "    return 0",
+        (_ACCEPTANCE + "test_a_folder_that_is_not_whole_fails_with_its_reason_and_no_path",),
+    ),
+    Mutant(
+        "no folder of this machine is in what acceptance prints",
+        "trellis_runtime/cli/acceptance.py",
+        "                text = text.replace(str(folder), name)",
+        "                pass",
+        (_ACCEPTANCE + "test_a_folder_that_is_not_whole_fails_with_its_reason_and_no_path",),
+    ),
+    Mutant(
+        "a file that changed since it was fetched is told",
+        "trellis_runtime/engines/model_record.py",
+        'digest(path) != stated["sha256"]',
+        "False",
+        (_ACCEPTANCE + "test_a_file_that_changed_is_told_by_its_record",),
+    ),
+    Mutant(
+        "a rehearsal follows the shape that is asked for",
+        f"{_LOADING}/rehearsal.py",
+        "        self._mesh = mesh_of(name)",
+        '        self._mesh = mesh_of("smooth")',
+        (
+            "tests/test_rehearsal_shapes.py::"
+            "test_a_rehearsal_voxelises_the_shape_that_is_asked_for_and_may_change_it",
+        ),
+    ),
+)
+
+
+MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS

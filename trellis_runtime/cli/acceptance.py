@@ -122,7 +122,7 @@ class Suite:
             ("TRELLIS2_MODEL_DIR", folders.model_dir),
             ("~", Path.home()),
         ):
-            if folder is not None:
+            if folder is not None and folder != Path("/"):
                 text = text.replace(str(folder), name)
         return text
 

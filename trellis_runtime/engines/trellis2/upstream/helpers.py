@@ -46,6 +46,15 @@ def build_whole(build: Callable[[str], Any], name: str, folder: Path, *, is_synt
     return helper
 
 
+def require_width(model: Any, context: int, folder: Path) -> None:
+    """Raise `SetupFailed` where an image encoder is not as wide as the flow models expect it."""
+    width = getattr(getattr(model, "config", None), "hidden_size", context)
+    if width != context:
+        raise SetupFailed(
+            f"DINOv3 in {folder} has {width} channels; the flow models were trained on {context}"
+        )
+
+
 @contextmanager
 def loading_reports() -> Iterator[list[Report]]:
     """Collect what transformers tells of each model that is loaded while the context lasts."""

@@ -36,7 +36,7 @@ from trellis_runtime.engines.trellis2.upstream.checkpoints import (
 )
 from trellis_runtime.engines.trellis2.upstream.decoders import row_layers
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
-from trellis_runtime.engines.trellis2.upstream.helpers import build_whole
+from trellis_runtime.engines.trellis2.upstream.helpers import build_whole, require_width
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Trellis2
 
@@ -207,6 +207,10 @@ def _load_helpers(
         raise SetupFailed("DINOv3 is in no local folder: set TRELLIS2_DINOV3_DIR")
     build = getattr(image_feature_extractor, stated["name"])
     extractor = build_whole(build, "DINOv3", dino, is_synthetic=files.is_synthetic)
+    reader = modules["sparse_structure_flow_model"].get_parameter(
+        "blocks.0.cross_attn.to_kv.weight"
+    )
+    require_width(extractor.model, reader.shape[1], dino)
     if not hasattr(extractor.model, "layer"):  # transformers 5 has moved it
         extractor.model.layer = extractor.model.model.layer
     inner.image_cond_model = extractor
