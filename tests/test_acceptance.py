@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,9 +17,11 @@ import pytest
 import torch
 
 from builder.model_folder import Source, write_record
+from tests.conftest import environment
 from tests.test_joints_engine import MUG, plan_for
 from tests.test_weights_finite import overflowing
 from trellis_runtime.assets.glb_reader import check_glb
+from trellis_runtime.cli.acceptance import Suite, conclude
 from trellis_runtime.cli.parser import main
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.engines.model_record import record_problems
@@ -27,7 +30,7 @@ from trellis_runtime.engines.trellis2.acceptance import Job, Outcome, agrees
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.comparison import Agreement
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
-from trellis_runtime.settings import Trellis2
+from trellis_runtime.settings import Settings, Trellis2
 from trellis_runtime.worker.warmup import photograph
 
 FAST = ("--device", "cpu", "--resolutions", "512", "--texture-size", "512", "--steps", "1")
@@ -107,6 +110,27 @@ def test_a_folder_that_is_not_whole_fails_with_its_reason_and_no_path(
     assert missing in details["load"]
     assert details["everything else"] == "the engine could not be loaded"
     assert str(tmp_path) not in out
+
+
+def test_whatever_a_check_raises_is_its_failure_and_the_next_one_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = Suite(Settings.from_env(environment(tmp_path)), Namespace(device="cpu"))
+
+    def broken() -> list[Outcome]:
+        raise RuntimeError("shape [/red] of [2, 3]")
+
+    suite.check("first", broken)
+    suite.check("second", lambda: [Outcome("second", "passed", "as it should be")])
+    assert conclude(suite) == 1
+    shown = capsys.readouterr().out
+    assert "of [2, 3]" in shown
+    report = json.loads(shown.splitlines()[-1])
+    assert report["failed"] == ["first"]
+    assert [row["detail"] for row in report["checks"]] == [
+        "RuntimeError: shape [/red] of [2, 3]",
+        "as it should be",
+    ]
 
 
 def test_check_deep_prints_the_largest_activation_of_each_level(

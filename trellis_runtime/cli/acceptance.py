@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from rich.markup import escape
 from rich.table import Table
 
 from trellis_runtime import __version__
@@ -88,7 +89,8 @@ class Suite:
             row = asdict(outcome) | {"detail": self._without_paths(outcome.detail)}
             self.outcomes.append(row | {"seconds": seconds if number == 0 else None})
             style = _STYLES[outcome.verdict]
-            shown = f"  [{style}]{outcome.verdict}[/{style}] {outcome.name}: {row['detail']}"
+            found = escape(f"{outcome.name}: {row['detail']}")
+            shown = f"  [{style}]{outcome.verdict}[/{style}] {found}"
             err_console.print(shown, highlight=False, soft_wrap=True)
 
     def skip(self, name: str, reason: str) -> None:
@@ -141,14 +143,14 @@ def _acceptance(args: argparse.Namespace) -> int:
     suite.check("load", lambda: _load(suite))
     if suite.engine is None:
         suite.skip("everything else", "the engine could not be loaded")
-        return _conclude(suite)
+        return conclude(suite)
     for resolution in args.resolutions:
         _at_resolution(suite, image, resolution)
     at = args.rungs_at or min(args.resolutions)
     suite.check("rungs 1 to 4", lambda: _rungs(suite, image, at))
     suite.check("background remover", lambda: _remover(suite, photo))
     suite.check("activations", lambda: _activations(suite, image, at))
-    return _conclude(suite)
+    return conclude(suite)
 
 
 def _pictures(suite: Suite) -> tuple[Rgba, Rgba]:
@@ -258,14 +260,15 @@ def _activations(suite: Suite, image: Rgba, resolution: int) -> list[Outcome]:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def _conclude(suite: Suite) -> int:
+def conclude(suite: Suite) -> int:
     """Print the table and the JSON line; returns 0 unless a check has failed."""
     failed = [row["name"] for row in suite.outcomes if row["verdict"] == "failed"]
     table = Table("check", "", "what was found", "s", title="Acceptance")
     for row in suite.outcomes:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         style = _STYLES[row["verdict"]]
-        table.add_row(row["name"], f"[{style}]{row['verdict']}[/{style}]", row["detail"], seconds)
+        verdict = f"[{style}]{row['verdict']}[/{style}]"
+        table.add_row(row["name"], verdict, escape(row["detail"]), seconds)
     out_console.print(table)
     info = suite.engine.info().model_dump(mode="json") if suite.engine else None
     report = {

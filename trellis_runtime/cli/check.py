@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import get_args
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trellis_runtime import __version__
@@ -75,7 +76,7 @@ def print_activations(console: Console, settings: Settings, args: argparse.Names
         )
     console.print(table)
     if failure is not None:
-        console.print(f"[red]not_finite[/red]: {failure}", highlight=False, soft_wrap=True)
+        console.print(f"[red]not_finite[/red]: {escape(failure)}", highlight=False, soft_wrap=True)
     return 0 if failure is None and all(a.share < 1 for a in found) else 1
 
 
