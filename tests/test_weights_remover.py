@@ -118,6 +118,19 @@ def test_the_warm_up_cuts_out_a_photograph_first(engine: Trellis2Engine) -> None
     assert photograph()[..., 3].min() == 255
 
 
+def test_the_warm_up_of_a_card_without_room_for_all_is_offloaded(
+    small_checkpoint: Path, stand_in: None
+) -> None:
+    """Else it would put every model on a card that the sums say is too small, and end the start."""
+    settings = Trellis2(model_dir=small_checkpoint, placement="offload")
+    small = Trellis2Engine(settings, device="cpu")
+    small.load(lambda *_: None)
+    CALLS.clear()
+    with until_the_structure_is_decoded(small):
+        warm_up(small, 512)
+    assert {call["low_vram"] for call in calls("use")} == {True}
+
+
 def test_a_remover_that_fails_stops_the_start(engine: Trellis2Engine) -> None:
     remover = engine.parts()[0].trellis.rembg_model
     kind = type(remover)

@@ -975,6 +975,13 @@ _WEIGHTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "the warm-up is offloaded where a job would be",
+        "trellis_runtime/worker/warmup.py",
+        "    plan = replace(plan, offload=engine.wants_offload(plan))",
+        "    plan = replace(plan)",
+        (_REMOVER + "test_the_warm_up_of_a_card_without_room_for_all_is_offloaded",),
+    ),
+    Mutant(
         "a photograph without a remover is refused before anything is computed",
         _ENGINE_FILE,
         "        if not pipeline.removes_backgrounds and needs_remover(image, plan.background):",

@@ -7,6 +7,7 @@ runs once too, and what is wrong with it stops the start rather than a customer'
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,11 +23,12 @@ _SIDE = 512
 
 
 def warm_up(engine: Engine, resolution: int) -> None:
-    """Cut out a photograph, then run every stage once at `resolution`.
+    """Cut out a photograph, then run every stage once at `resolution`, offloaded as a job would be.
 
     Raises what the engine raises; that no object was found in the photograph is no reason to stop.
     """
     plan = Plan.as_asked(parse_request({"image": "-", "resolution": resolution}), seed=0)
+    plan = replace(plan, offload=engine.wants_offload(plan))
     try:
         _run(engine, photograph(), plan, ENGINE_STAGES[:1])
     except ImageRejected as err:
