@@ -231,6 +231,12 @@ def test_a_pipeline_folder_is_found_or_its_first_gap_named(tmp_path: Path) -> No
     with pytest.raises(SetupFailed, match=r"ckpts/a.json is missing"):
         find_pipeline(tmp_path, ("a",))
     write(tmp_path / "ckpts", "a")
+    with pytest.raises(SetupFailed, match=r"no numbers for shape_slat_normalization"):
+        find_pipeline(tmp_path, ("a",))
+    scales = {
+        f"{part}_slat_normalization": {"mean": [0.5], "std": [2.0]} for part in ("shape", "tex")
+    }
+    config.write_text(json.dumps({"args": {"models": {"a": "ckpts/a"}, **scales}}))
     assert not find_pipeline(tmp_path, ("a",)).is_synthetic
     (tmp_path / "SYNTHETIC").touch()
     assert find_pipeline(tmp_path, ("a",)).is_synthetic
