@@ -210,6 +210,15 @@ def test_both_types_hold_what_float16_does_not(engine: Trellis2Engine, dtype: to
         assert decoder.dtype == torch.float16
 
 
+def test_bfloat16_decodes_what_float16_cannot(load: Callable[..., Trellis2Engine]) -> None:
+    brief = load(decoder_retry="bfloat16")
+    with overflowing(brief, "tex_slat_decoder"), overflowing(brief, "shape_slat_decoder"):
+        made = decode(brief, plan_for(512, chunk_decoder=True)).products.decoded
+    assert made is not None
+    assert is_the_marked_shape(made.vertices, 512)
+    assert made.attributes.isfinite().all()
+
+
 def test_a_wider_decoder_that_is_not_finite_either_fails(patient: Trellis2Engine) -> None:
     bias = model_of(patient, "tex_slat_decoder").output_layer.bias
     kept = bias.data.clone()

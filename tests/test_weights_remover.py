@@ -90,16 +90,16 @@ def test_the_engine_goes_by_the_sums(
 
 
 class FarEnoughError(Exception):
-    """A warm-up has reached its first decoder; what follows takes long and shows nothing here."""
+    """A warm-up has reached its first sampling; what follows takes long and shows nothing here."""
 
 
 @contextmanager
-def until_the_structure_is_decoded(engine: Trellis2Engine) -> Iterator[None]:
+def until_the_structure_is_sampled(engine: Trellis2Engine) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise FarEnoughError
 
-    decoder = engine.parts()[0].modules["sparse_structure_decoder"]
-    hook = decoder.register_forward_pre_hook(stop)
+    flow = engine.parts()[0].flows["sparse_structure_flow_model"]
+    hook = flow.register_forward_pre_hook(stop)
     try:
         with pytest.raises(FarEnoughError):
             yield
@@ -109,7 +109,7 @@ def until_the_structure_is_decoded(engine: Trellis2Engine) -> Iterator[None]:
 
 def test_the_warm_up_cuts_out_a_photograph_first(engine: Trellis2Engine) -> None:
     CALLS.clear()
-    with until_the_structure_is_decoded(engine):
+    with until_the_structure_is_sampled(engine):
         warm_up(engine, 512)
     assert [call["mode"] for call in calls("matting")] == ["RGB"]
     kinds = [name for name, _ in CALLS]
@@ -126,7 +126,7 @@ def test_the_warm_up_of_a_card_without_room_for_all_is_offloaded(
     small = Trellis2Engine(settings, device="cpu")
     small.load(lambda *_: None)
     CALLS.clear()
-    with until_the_structure_is_decoded(small):
+    with until_the_structure_is_sampled(small):
         warm_up(small, 512)
     assert {call["low_vram"] for call in calls("use")} == {True}
 
@@ -149,7 +149,7 @@ def test_a_remover_that_fails_stops_the_start(engine: Trellis2Engine) -> None:
 
 def test_a_start_goes_on_without_a_remover(without: Trellis2Engine) -> None:
     CALLS.clear()
-    with until_the_structure_is_decoded(without):
+    with until_the_structure_is_sampled(without):
         warm_up(without, 512)
     assert calls("matting") == []
     assert len(calls("sample")) == 1

@@ -85,7 +85,11 @@ def compare(engine: Trellis2Engine, image: Rgba, plan: Plan) -> Comparison:
         theirs = _upstream(engine, generation, plan, states, None)
         again = _upstream(engine, generation, plan, states, theirs)
         ours = _ours(generation, plan, states, theirs)
-        return Comparison(_agreements(ours, theirs), _agreements(again, theirs), theirs)
+        device = engine.parts()[0].device
+        with vram.translated():
+            vram.reclaim(device)
+            found = _agreements(ours, theirs, device), _agreements(again, theirs, device)
+        return Comparison(*found, theirs)
     finally:
         generation.close()
 
@@ -204,9 +208,10 @@ def _hosted(rows: Rows) -> Rows:
     return Rows(rows.feats.cpu(), rows.coords.cpu())
 
 
-def _agreements(made: Made, theirs: Made) -> dict[Stage, Agreement]:
+def _agreements(made: Made, theirs: Made, device: torch.device) -> dict[Stage, Agreement]:
     iou, _ = _shared(made.structure, theirs.structure)
-    distance = chamfer(made.decoded, theirs.decoded, _POINTS) * theirs.resolution
+    surfaces = made.decoded.to(device), theirs.decoded.to(device)
+    distance = chamfer(*surfaces, _POINTS) * theirs.resolution
     voxels = (
         Rows(made.decoded.attributes, made.decoded.coords),
         Rows(theirs.decoded.attributes, theirs.decoded.coords),
