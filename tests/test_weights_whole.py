@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.dynamic_module_utils
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, DINOv3ViTConfig, DINOv3ViTModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageSegmentation,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PreTrainedModel,
+)
 
 from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
@@ -164,6 +172,61 @@ def wrapper(folder: str) -> Any:
 def by_its_config(folder: str) -> Any:
     """Load as upstream's wrapper of the remover does: by the class that the folder names."""
     return SimpleNamespace(model=AutoModel.from_pretrained(folder))
+
+
+CODE_OF_ITS_OWN = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+class MattingConfig(PretrainedConfig):
+    model_type = "matting"
+
+class Matting(PreTrainedModel):
+    config_class = MattingConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.decoder = torch.nn.Linear(3, 1)
+        self.post_init()
+
+    def forward(self, x):
+        return [self.decoder(x)]
+"""
+
+
+@pytest.fixture
+def matting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A remover whose code lies beside its weights, as BiRefNet's does."""
+    modules = tmp_path / "modules"
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "matting"
+    folder.mkdir()
+    (folder / "matting.py").write_text(CODE_OF_ITS_OWN)
+    places = {
+        "AutoConfig": "matting.MattingConfig",
+        "AutoModelForImageSegmentation": "matting.Matting",
+    }
+    config = {"model_type": "matting", "architectures": ["Matting"], "auto_map": places}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def by_its_code(folder: str) -> Any:
+    """Load as upstream's wrapper of the remover does: by code that comes with the weights."""
+    made = AutoModelForImageSegmentation.from_pretrained(folder, trust_remote_code=True)
+    return SimpleNamespace(model=made)
+
+
+def test_a_remover_with_code_of_its_own_is_held_to_the_same(matting: Path) -> None:
+    state = {"decoder.weight": torch.ones(1, 3), "decoder.bias": torch.ones(1)}
+    save_file(state, matting / "model.safetensors", {"format": "pt"})
+    model = build_whole(by_its_code, "the remover", matting, is_synthetic=False).model
+    assert torch.equal(model.decoder.weight, state["decoder.weight"])
+    del state["decoder.bias"]
+    save_file(state, matting / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SetupFailed, match="the remover in .* lacks decoder.bias"):
+        build_whole(by_its_code, "the remover", matting, is_synthetic=False)
 
 
 def changed(encoder: Path, out: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -186,7 +187,8 @@ def _hashes(suite: Suite) -> list[Outcome]:
     if not (folder / RECORD).is_file():
         words = f"no {RECORD} is in the model folder: it was not made by builder/fetch_models.py"
         return [Outcome("hashes", "not run", words)]
-    wrong = list(record_problems(folder))
+    tell = partial(err_console.print, style="dim", highlight=False, markup=False)
+    wrong = list(record_problems(folder, lambda name: tell(f"  {name}")))
     if wrong:
         return [Outcome("hashes", "failed", "; ".join(wrong[:3]), {"wrong": len(wrong)})]
     record = read_record(folder)
