@@ -71,7 +71,13 @@ class FetchLimits(_Slice):
 class JobLimits(_Slice):
     """How many jobs, how long, with how much room."""
 
-    max_concurrent: int = Field(1, ge=1, le=64, description="Generations that run side by side.")
+    max_concurrent: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Generations that run side by side. The GPU engine "
+        "runs 2 at most, where the card has room for both, and one sampling at a time.",
+    )
     max_queued: int = Field(
         2, ge=0, le=10_000, description="Jobs that may wait in this process; more get worker_busy."
     )

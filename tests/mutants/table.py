@@ -614,6 +614,74 @@ _WATCHDOG = "trellis_runtime/worker/watchdog.py"
 _TRUTH = "tests/test_delivery_truth.py::"
 _WIRE = "tests/test_fetch.py::"
 
+_BATON = "trellis_runtime/engines/trellis2/device/baton.py"
+_ROOM = "trellis_runtime/engines/trellis2/device/shared_room.py"
+_ENGINE_FILE = "trellis_runtime/engines/trellis2/engine.py"
+_TURNS = "tests/test_baton.py::"
+_IN_FLIGHT = "tests/test_joints_in_flight.py::"
+
+_SPEED: tuple[Mutant, ...] = (
+    Mutant(
+        "a stage that waits to be alone waits for those that have let go",
+        _BATON,
+        "if turn.alone and self._on_their_way:",
+        "if False:",
+        (
+            _TURNS + "test_nobody_is_alone_while_a_stage_that_let_go_has_not_ended",
+            _TURNS + "test_nobody_is_alone_while_work_goes_on_beside",
+        ),
+    ),
+    Mutant(
+        "a stopped job stops waiting for the device",
+        _BATON,
+        "                    turn.check()\n",
+        "",
+        (_TURNS + "test_a_job_whose_time_is_over_waits_no_longer",),
+    ),
+    Mutant(
+        "jobs are admitted by the sum of their needs",
+        _ROOM,
+        "sum(known) <= self._room",
+        "max(known) <= self._room",
+        (_TURNS + "test_a_job_waits_where_it_does_not_fit_beside_the_other[5]",),
+    ),
+    Mutant(
+        "jobs are admitted in the order in which they came",
+        _ROOM,
+        "self._queue[0] is seat and self._admits(seat)",
+        "self._admits(seat)",
+        (_TURNS + "test_a_job_waits_where_it_does_not_fit_beside_the_other[5]",),
+    ),
+    Mutant(
+        "a stage goes on with its own job's noise",
+        _ENGINE_FILE,
+        "elif self._noise_after is not None:",
+        "elif False:",
+        (_IN_FLIGHT + "test_stages_that_alternate_keep_their_noise_apart",),
+    ),
+    Mutant(
+        "memory that another job took is no reason to go down the ladder",
+        _ENGINE_FILE,
+        "if not (beside or self._in_flight.others(self)):",
+        "if True:",
+        (_IN_FLIGHT + "test_memory_that_runs_out_in_both_jobs_leaves_both_as_they_are_alone",),
+    ),
+    Mutant(
+        "a closed job gives its seat back",
+        _ENGINE_FILE,
+        "            self._in_flight.leave(self)\n",
+        "            pass\n",
+        (_IN_FLIGHT + "test_a_job_waits_for_its_room_and_offloaded_ones_are_alone",),
+    ),
+    Mutant(
+        "the platform is asked for no more jobs than there is room for",
+        _WORKER,
+        "return wished if most is None else min(wished, most)",
+        "return wished",
+        ("tests/test_start.py::test_the_platform_is_told_how_many_jobs_there_is_room_for",),
+    ),
+)
+
 _DELIVERY: tuple[Mutant, ...] = (
     Mutant(
         "jobs side by side do not share a library's mesh",
@@ -901,4 +969,4 @@ _BAKE: tuple[Mutant, ...] = (
 )
 
 
-MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY
+MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _SPEED

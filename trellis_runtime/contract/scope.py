@@ -35,6 +35,8 @@ class Deadline:
         return self.remaining() == 0.0
 
 
+_LEAST_WAIT_S = 1e-3  # less is what asking takes
+
 # Rough shares of a job, so that progress moves evenly; only the order of magnitude matters.
 _WEIGHTS = {
     Stage.IMAGE: 2,
@@ -64,6 +66,10 @@ class JobScope:
     timings: dict[str, float] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds of named parts of stages; on a GPU they need `settle` to be more than launches."""
+    waits: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage's timing that went by waiting for another job."""
+    beside: dict[str, float] = field(default_factory=dict)
+    """Seconds of work on other threads beside the stages, by its name."""
     settle: Callable[[], None] | None = None
     """Waits for the device before a part's clock is read; a benchmark's, unset in a worker."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -117,6 +123,20 @@ class JobScope:
         finally:
             seconds = self._settled_clock() - started
             self.parts[name] = self.parts.get(name, 0.0) + seconds
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time that the context lasts as waiting for another job."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.note_wait(time.perf_counter() - started)
+
+    def note_wait(self, seconds: float) -> None:
+        """Count `seconds` of the current stage as waiting for another job."""
+        if self._stage is not None and seconds >= _LEAST_WAIT_S:
+            self.waits[self._stage] = self.waits.get(self._stage, 0.0) + seconds
 
     def _settled_clock(self) -> float:
         if self.settle is not None:

@@ -3,6 +3,9 @@
 A decoded mesh and its voxels stay on the card where there is room for all: a copy to the host and
 back would take longer than decoding them. `reclaim` takes them away.
 
+Jobs in flight share the models, upstream's pipeline object and torch's random state: each stage has
+them to itself, and begins with the random state that the job's stage before it left.
+
 condition   picture -> background removed, cropped; DINOv3 features at 512 and 1024
 structure   features -> coordinates of the sparse structure
 shape       coordinates -> shape latent (a cascade above 512)
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from PIL import Image
@@ -32,21 +36,39 @@ from trellis_runtime.contract.engine import (
     require_product,
 )
 from trellis_runtime.contract.ladder import Plan
+from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, bake, bake_bytes
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.device import vram
+from trellis_runtime.engines.trellis2.device.baton import HostWork, Turn
+from trellis_runtime.engines.trellis2.device.in_flight import InFlight
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.picture import cut_out
 from trellis_runtime.engines.trellis2.upstream import loading
 from trellis_runtime.engines.trellis2.upstream.adapter import Rows, UpstreamPipeline
-from trellis_runtime.errors import EngineFault, MeshRejected
+from trellis_runtime.errors import EngineFault, MeshRejected, OutOfVram
+from trellis_runtime.logs import logger
 from trellis_runtime.settings import Trellis2
 
 # Upstream's torch peaks above its resident weights were 1.4, 3.5 and 7.2 GiB on an H200; the rest
 # is room for what Warp allocates outside torch.
 _WORKING_BYTES = {512: 3 * 2**30, 1024: 6 * 2**30, 1536: 10 * 2**30}
+# What a closed, smooth shape decodes to at 1024; both grow with the square of the resolution.
+_FACES_AT_1024, _VOXELS_AT_1024 = 5_500_000, 2_750_000
+_MOST_IN_FLIGHT = 2  # a third would wait: two keep the card busy
+
+
+def job_bytes(plan: Plan) -> int | None:
+    """Return the bytes that a job takes at its peak beside resident weights, by what is known
+    before it begins; None for one that is offloaded: it takes what there is.
+    """
+    if plan.offload:
+        return None
+    scale = (plan.resolution / 1024) ** 2
+    faces, voxels = int(_FACES_AT_1024 * scale), int(_VOXELS_AT_1024 * scale)
+    return max(_WORKING_BYTES[plan.resolution], bake_bytes(faces, voxels, BakeOptions.of(plan)))
 
 
 @dataclass(slots=True)
@@ -74,19 +96,24 @@ class Trellis2Engine:
     """microsoft/TRELLIS.2, at the commit that `upstream/interface.py` names.
 
     `device` is where it computes. A worker needs a CUDA card; on the CPU the same code runs with
-    small models, which is how it is tested.
+    small models, which is how it is tested. `room` is how many bytes jobs in flight may share;
+    what is free, where it is not given.
     """
 
-    def __init__(self, settings: Trellis2, device: str = vram.CARD) -> None:
+    def __init__(
+        self, settings: Trellis2, device: str = vram.CARD, room: int | None = None
+    ) -> None:
         self._settings = settings
         self._device = torch.device(device)
         self._watch: vram.PeakWatch | None = None
         self._pipeline: UpstreamPipeline | None = None
         self._residency: Residency | None = None
+        self._room = room
+        self._in_flight = InFlight(self._measure_room, _MOST_IN_FLIGHT)
 
     @property
     def most_side_by_side(self) -> int | None:
-        return 1  # the card's memory and random state are shared
+        return self._in_flight.most
 
     @property
     def measures_quality(self) -> bool:
@@ -116,22 +143,35 @@ class Trellis2Engine:
             vram.synchronize(self._device)
             note("place", time.perf_counter() - started)
         self._watch = vram.PeakWatch(self._device)
+        self._limit_in_flight()
 
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
         pipeline, residency, watch = self.parts()
         watch.start()
-        return Trellis2Generation(image, plan, pipeline, residency, watch)
+        return Trellis2Generation(image, plan, pipeline, residency, watch, self._in_flight)
 
     def wants_offload(self, plan: Plan) -> bool:
         if self._settings.placement == "offload":
             return True
-        _, residency, _ = self.parts()
-        return (
-            vram.available(self._device) < residency.absent_bytes + _WORKING_BYTES[plan.resolution]
-        )
+        self.parts()
+        return self._in_flight.room.when_idle() < _WORKING_BYTES[plan.resolution]
 
     def memory(self) -> MemorySnapshot | None:
         return self._watch.snapshot() if self._watch else None
+
+    def _measure_room(self) -> int:
+        """Return the bytes that jobs could have, with all models on the card."""
+        if self._room is not None:
+            return self._room
+        _, residency, _ = self.parts()
+        return vram.available(self._device) - residency.absent_bytes
+
+    def _limit_in_flight(self) -> None:
+        """Have one job at a time where there is no room for two of the default resolution."""
+        asked = Plan.as_asked(parse_request({"image": "-"}), seed=0)
+        need = job_bytes(asked) or 0
+        if self._settings.placement == "offload" or self._measure_room() < _MOST_IN_FLIGHT * need:
+            self._in_flight.room.most = self._in_flight.most = 1
 
     def parts(self) -> tuple[UpstreamPipeline, Residency, vram.PeakWatch]:
         """Return what `load` made; benchmarks run upstream itself on the same models."""
@@ -150,6 +190,7 @@ class Trellis2Generation:
         pipeline: UpstreamPipeline,
         residency: Residency,
         watch: vram.PeakWatch,
+        in_flight: InFlight,
     ) -> None:
         self._image = image
         self._pipeline = pipeline
@@ -157,24 +198,58 @@ class Trellis2Generation:
         self._residency = residency
         self._watch = watch
         self._products = Products()
+        self._in_flight = in_flight
+        self._must_be_alone = False
         self._noise_states: dict[Stage, torch.Tensor] = {}
+        self._noise_after: torch.Tensor | None = None
         self._seed = plan.seed
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
-        run = {
+        with scope.waiting():
+            self._in_flight.join(self, job_bytes(plan), scope.check)
+        beside = bool(self._in_flight.others(self))
+        try:
+            self._run_in_turn(stage, plan, scope)
+        except OutOfVram as err:
+            if not (beside or self._in_flight.others(self)):
+                raise
+            # The traceback holds the stage's frames and, through them, its arrays.
+            err.__traceback__ = None
+            reason = err.message
+        else:
+            return
+        # Memory that another job took is no reason to go down the ladder.
+        logger().warning("stage_repeated_alone", job_id=scope.job_id, stage=stage, reason=reason)
+        self._must_be_alone = True
+        self._run_in_turn(stage, plan, scope)
+
+    def _run_in_turn(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
+        """Run a stage when it has the device, and all of it where the job needs that."""
+        alone = self._must_be_alone or plan.offload
+        with self._in_flight.baton.hold(scope.check, alone=alone) as turn:
+            try:
+                if alone and self._in_flight.park_others(self):
+                    vram.reclaim(self._device)
+                self._run(stage, plan, scope, turn)
+            finally:
+                scope.note_wait(turn.waited)
+
+    def _run(self, stage: Stage, plan: Plan, scope: JobScope, turn: Turn) -> None:
+        runs: dict[Stage, Callable[[Plan, JobScope], None]] = {
             Stage.CONDITION: self._condition,
             Stage.STRUCTURE: self._structure,
             Stage.SHAPE: self._shape,
             Stage.TEXTURE: self._texture,
             Stage.DECODE: self._decode,
-            Stage.BAKE: self._bake,
-        }[stage]
+            Stage.BAKE: partial(self._bake, turn=turn),
+        }
         # Upstream then brings each model just before it uses it, through `Residency`.
         self._pipeline.bring_models_on_use(plan.offload)
         with vram.translated(), torch.no_grad():
             self._set_noise(stage)
-            run(plan, scope)
+            runs[stage](plan, scope)
             vram.synchronize(self._device)
+            self._noise_after = torch.get_rng_state()
 
     def need(self, stage: Stage, plan: Plan) -> int | None:
         decoded = self._products.decoded
@@ -183,11 +258,15 @@ class Trellis2Generation:
         return bake_bytes(len(decoded.faces), len(decoded.coords), BakeOptions.of(plan))
 
     def reclaim(self) -> None:
-        with vram.translated():
-            if self._products.decoded is not None:
-                self._products.decoded = self._products.decoded.on_host()
+        with self._in_flight.baton.hold(_wait_on), vram.translated():
+            self.park()
             self._residency.evict()
             vram.reclaim(self._device)
+
+    def park(self) -> None:
+        products = self._products  # another job's thread may do this: `close` puts new ones here
+        if products.decoded is not None:
+            products.decoded = products.decoded.on_host()
 
     def cutout(self) -> CutOut:
         return require_product(self._products.cutout)
@@ -198,8 +277,11 @@ class Trellis2Generation:
     def close(self) -> None:
         self._products = Products()
         self._watch.stop()
-        with vram.translated():
-            vram.release(self._device)
+        try:
+            with vram.translated():
+                vram.release(self._device)
+        finally:
+            self._in_flight.leave(self)
 
     @property
     def products(self) -> Products:
@@ -212,6 +294,8 @@ class Trellis2Generation:
             torch.manual_seed(self._seed)
         elif stage in self._noise_states:
             torch.set_rng_state(self._noise_states[stage])
+        elif self._noise_after is not None:
+            torch.set_rng_state(self._noise_after)
         self._noise_states[stage] = torch.get_rng_state()
 
     def _condition(self, plan: Plan, scope: JobScope) -> None:
@@ -317,17 +401,22 @@ class Trellis2Generation:
         ):
             yield
 
-    def _bake(self, plan: Plan, scope: JobScope) -> None:
+    def _bake(self, plan: Plan, scope: JobScope, turn: Turn) -> None:
         if plan.offload:
             self._residency.evict()
             vram.reclaim(self._device)
         decoded = require_product(self._products.decoded)
-        asset = bake(decoded, plan, scope, self._device)
+        on_host: HostWork = partial(self._in_flight.baton.let_go, turn)
+        asset = bake(decoded, plan, scope, self._device, on_host)
         lowered = {"resolution": decoded.resolution}
         self._products.asset = replace(asset, effective={**asset.effective, **lowered})
 
     def _features(self, size: int) -> torch.Tensor:
         return require_product(self._products.features)[size]
+
+
+def _wait_on() -> None:
+    """Never stop waiting: what is to be given back is given back whatever becomes of the job."""
 
 
 def _on_host(rows: Rows, resolution: int, name: str) -> _Latent:

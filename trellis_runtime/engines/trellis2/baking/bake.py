@@ -9,14 +9,15 @@ Every step runs on a CPU and a GPU alike, gives the same bytes each time, and kn
 memory it needs. Where the card has less, `OutOfVram` says so before anything is allocated; with
 `options.chunked` the steps that do not fit run on the host instead, and blocks are small.
 
-The first line of the diagram, down to unwrapping, is `bake_geometry`: it needs no colours, so it
-can begin before there are any. The rest is `bake_texture`.
+Long because both halves are one story. The first line of the diagram, down to unwrapping, is
+`bake_geometry`: it needs no colours, so it can begin before there are any. The rest is
+`bake_texture`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,7 @@ from trellis_runtime.engines.trellis2.baking.shells import (
 from trellis_runtime.engines.trellis2.baking.texels import as_bytes, bake_texels, split_maps
 from trellis_runtime.engines.trellis2.baking.uv_layout import Layout, unwrap, unwrap_bytes
 from trellis_runtime.engines.trellis2.device import vram
+from trellis_runtime.engines.trellis2.device.baton import HostWork
 from trellis_runtime.errors import MeshRejected
 from trellis_runtime.logs import logger
 
@@ -92,9 +94,17 @@ class BakeOptions:
         )
 
 
-def bake(decoded: Decoded, plan: Plan, scope: JobScope, device: torch.device | str) -> Asset:
+def bake(
+    decoded: Decoded,
+    plan: Plan,
+    scope: JobScope,
+    device: torch.device | str,
+    on_host: HostWork = nullcontext,
+) -> Asset:
     """Return the textured asset that `plan` asks for, with its quality report."""
-    return bake_surface(decoded, BakeOptions.of(plan), device, scope)
+    options = BakeOptions.of(plan)
+    geometry = bake_geometry(decoded.surface, options, device, scope, on_host)
+    return bake_texture(decoded, geometry, options, device, scope)
 
 
 def bake_surface(
@@ -128,9 +138,10 @@ def bake_geometry(
     options: BakeOptions,
     device: torch.device | str,
     scope: JobScope,
+    on_host: HostWork = nullcontext,
 ) -> Geometry:
     """Return `surface` closed, decimated and unwrapped; raises `MeshRejected` or `OutOfVram`."""
-    return _GeometryBake(surface, options, torch.device(device), scope).run()
+    return _GeometryBake(surface, options, torch.device(device), scope, on_host).run()
 
 
 def bake_texture(
@@ -189,8 +200,10 @@ class _GeometryBake:
         options: BakeOptions,
         device: torch.device,
         scope: JobScope,
+        on_host: HostWork,
     ) -> None:
         self.options, self.device, self.scope = options, device, scope
+        self.on_host = on_host
         self.decoded = surface.to(device)
         self._part = _Steps(scope).part
 
@@ -202,7 +215,7 @@ class _GeometryBake:
         if self.options.texture_size == 0:
             return Geometry(vertices, faces, normals, None)
         with self._part("unwrap"):
-            layout = unwrap(vertices, faces, self.options.texture_size)
+            layout = unwrap(vertices, faces, self.options.texture_size, on_host=self.on_host)
         logger().info(
             "unwrapped",
             job_id=self.scope.job_id,
