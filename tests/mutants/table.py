@@ -622,6 +622,20 @@ _IN_FLIGHT = "tests/test_joints_in_flight.py::"
 
 _SPEED: tuple[Mutant, ...] = (
     Mutant(
+        "a texture is filtered along the way that it is smooth",
+        "trellis_runtime/assets/png.py",
+        "return min((_NONE, _SUB, _UP), key=size)",
+        "return _NONE",
+        ("tests/test_png.py::test_a_texture_gets_the_filter_along_which_it_is_smooth",),
+    ),
+    Mutant(
+        "a large data map does not wait for lossless WebP",
+        _WRITER,
+        "return form == \"png\" or (is_data and len(pixels) > _LARGEST_LOSSLESS_WEBP_PX)",
+        "return form == \"png\"",
+        ("tests/test_png.py::test_a_large_data_map_is_a_png_beside_webp",),
+    ),
+    Mutant(
         "a stage that waits to be alone waits for those that have let go",
         _BATON,
         "if turn.alone and self._on_their_way:",
