@@ -129,15 +129,6 @@ def test_nobody_is_alone_while_a_stage_that_let_go_has_not_ended(stages: Stages)
     assert stages.order == ["alone", "late"]
 
 
-def test_nobody_is_alone_while_work_goes_on_beside(stages: Stages) -> None:
-    with stages.baton.beside():
-        stages.begin("alone", alone=True)
-        time.sleep(0.12)
-        assert stages.order == []
-    stages.end("alone")
-    assert stages.order == ["alone"]
-
-
 def test_a_job_stopped_in_its_host_work_ends_without_the_device(stages: Stages) -> None:
     scope, baton = JobScope("stopped"), stages.baton
 

@@ -618,6 +618,7 @@ _BATON = "trellis_runtime/engines/trellis2/device/baton.py"
 _ROOM = "trellis_runtime/engines/trellis2/device/shared_room.py"
 _ENGINE_FILE = "trellis_runtime/engines/trellis2/engine.py"
 _TURNS = "tests/test_baton.py::"
+_OVERLAP = "tests/test_joints_overlap.py::"
 _IN_FLIGHT = "tests/test_joints_in_flight.py::"
 
 _SPEED: tuple[Mutant, ...] = (
@@ -631,8 +632,8 @@ _SPEED: tuple[Mutant, ...] = (
     Mutant(
         "a large data map does not wait for lossless WebP",
         _WRITER,
-        "return form == \"png\" or (is_data and len(pixels) > _LARGEST_LOSSLESS_WEBP_PX)",
-        "return form == \"png\"",
+        'return form == "png" or (is_data and len(pixels) > _LARGEST_LOSSLESS_WEBP_PX)',
+        'return form == "png"',
         ("tests/test_png.py::test_a_large_data_map_is_a_png_beside_webp",),
     ),
     Mutant(
@@ -640,10 +641,7 @@ _SPEED: tuple[Mutant, ...] = (
         _BATON,
         "if turn.alone and self._on_their_way:",
         "if False:",
-        (
-            _TURNS + "test_nobody_is_alone_while_a_stage_that_let_go_has_not_ended",
-            _TURNS + "test_nobody_is_alone_while_work_goes_on_beside",
-        ),
+        (_TURNS + "test_nobody_is_alone_while_a_stage_that_let_go_has_not_ended",),
     ),
     Mutant(
         "a stopped job stops waiting for the device",
@@ -679,6 +677,27 @@ _SPEED: tuple[Mutant, ...] = (
         "if not (beside or self._in_flight.others(self)):",
         "if True:",
         (_IN_FLIGHT + "test_memory_that_runs_out_in_both_jobs_leaves_both_as_they_are_alone",),
+    ),
+    Mutant(
+        "geometry is baked beside the texture only where memory has room for both",
+        _ENGINE_FILE,
+        "return len(surface.faces) > 0 and self._in_flight.measure() >= need",
+        "return len(surface.faces) > 0 and need > 0",
+        (_OVERLAP + "test_without_room_for_both_they_follow_each_other",),
+    ),
+    Mutant(
+        "geometry baked beside is for the bake that it was made for",
+        "trellis_runtime/engines/trellis2/baking/ahead.py",
+        "return self.geometry if options == self.options else None",
+        "return self.geometry",
+        (_OVERLAP + "test_geometry_is_for_the_bake_that_it_was_made_for",),
+    ),
+    Mutant(
+        "a job's end reaches its work on other threads",
+        _SCOPE,
+        "or (self.parent is not None and self.parent.cancelled)",
+        "or False",
+        (_OVERLAP + "test_the_jobs_end_reaches_the_geometry_and_its_own_end_not_the_job",),
     ),
     Mutant(
         "a closed job gives its seat back",

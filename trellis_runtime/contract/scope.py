@@ -72,6 +72,8 @@ class JobScope:
     """Seconds of work on other threads beside the stages, by its name."""
     settle: Callable[[], None] | None = None
     """Waits for the device before a part's clock is read; a benchmark's, unset in a worker."""
+    parent: JobScope | None = None
+    """The job's own scope, of one that is `aside`."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _stage: Stage | None = None
     _done: set[Stage] = field(default_factory=set)
@@ -82,7 +84,14 @@ class JobScope:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancelled.is_set() or (self.parent is not None and self.parent.cancelled)
+
+    def aside(self) -> JobScope:
+        """Return a scope for work on another thread beside a stage.
+
+        It ends with this one, or earlier by its own `cancel`; its progress is not told.
+        """
+        return JobScope(self.job_id, self.deadline, settle=self.settle, parent=self)
 
     @property
     def current(self) -> Stage | None:
@@ -92,7 +101,7 @@ class JobScope:
     def check(self) -> None:
         """Raise if the job has been stopped or its time is over."""
         where = f" during {self._stage}" if self._stage else ""
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise JobCancelled(f"the job was stopped{where}")
         if self.deadline.passed:
             raise DeadlineExceeded(f"the job's time was over{where}")

@@ -13,6 +13,9 @@ texture     shape latent -> texture latent
 decode      both latents -> mesh and coloured voxels
 bake        mesh and voxels -> textured asset
 
+With `TRELLIS2_OVERLAP`, texture decodes the mesh first and bakes its geometry on a thread while it
+samples; decode and bake then find that done.
+
 Long because all six stages hand their products on to each other here.
 """
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -39,15 +42,26 @@ from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
-from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, bake, bake_bytes
-from trellis_runtime.engines.trellis2.baking.decoded import Decoded
+from trellis_runtime.engines.trellis2.baking.ahead import GeometryAhead, geometry_beside
+from trellis_runtime.engines.trellis2.baking.bake import (
+    BakeOptions,
+    bake_bytes,
+    bake_geometry,
+    bake_texture,
+    geometry_bytes,
+)
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.baton import HostWork, Turn
 from trellis_runtime.engines.trellis2.device.in_flight import InFlight
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.picture import cut_out
 from trellis_runtime.engines.trellis2.upstream import loading
-from trellis_runtime.engines.trellis2.upstream.adapter import Rows, UpstreamPipeline
+from trellis_runtime.engines.trellis2.upstream.adapter import (
+    Rows,
+    Subdivisions,
+    UpstreamPipeline,
+)
 from trellis_runtime.errors import EngineFault, MeshRejected, OutOfVram
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import Trellis2
@@ -79,6 +93,14 @@ class _Latent:
     resolution: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Mesh:
+    """A decoded mesh before its voxels are, and the subdivisions that they follow."""
+
+    surface: DecodedSurface
+    guides: Subdivisions
+
+
 @dataclass(slots=True)
 class Products:
     """What the stages have left so far."""
@@ -88,6 +110,8 @@ class Products:
     structure: torch.Tensor | None = None
     shape: _Latent | None = None
     texture: _Latent | None = None
+    mesh: _Mesh | None = None
+    ahead: GeometryAhead | None = None
     decoded: Decoded | None = None
     asset: Asset | None = None
 
@@ -148,7 +172,10 @@ class Trellis2Engine:
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
         pipeline, residency, watch = self.parts()
         watch.start()
-        return Trellis2Generation(image, plan, pipeline, residency, watch, self._in_flight)
+        overlap = self._settings.overlap
+        return Trellis2Generation(
+            image, plan, pipeline, residency, watch, self._in_flight, overlap=overlap
+        )
 
     def wants_offload(self, plan: Plan) -> bool:
         if self._settings.placement == "offload":
@@ -191,6 +218,8 @@ class Trellis2Generation:
         residency: Residency,
         watch: vram.PeakWatch,
         in_flight: InFlight,
+        *,
+        overlap: bool = False,
     ) -> None:
         self._image = image
         self._pipeline = pipeline
@@ -200,6 +229,7 @@ class Trellis2Generation:
         self._products = Products()
         self._in_flight = in_flight
         self._must_be_alone = False
+        self._overlap = overlap
         self._noise_states: dict[Stage, torch.Tensor] = {}
         self._noise_after: torch.Tensor | None = None
         self._seed = plan.seed
@@ -260,11 +290,13 @@ class Trellis2Generation:
     def reclaim(self) -> None:
         with self._in_flight.baton.hold(_wait_on), vram.translated():
             self.park()
+            self._overlap = False
             self._residency.evict()
             vram.reclaim(self._device)
 
     def park(self) -> None:
         products = self._products  # another job's thread may do this: `close` puts new ones here
+        products.mesh = products.ahead = None  # made again where they are needed
         if products.decoded is not None:
             products.decoded = products.decoded.on_host()
 
@@ -359,6 +391,15 @@ class Trellis2Generation:
 
     def _texture(self, plan: Plan, scope: JobScope) -> None:
         shape = require_product(self._products.shape)
+        surface = self._decoded_early(shape, plan)
+        if surface is None:
+            self._sample_texture(shape, plan, scope)
+            return
+        with geometry_beside(surface, BakeOptions.of(plan), self._device, scope) as ahead:
+            self._sample_texture(shape, plan, scope)
+        self._products.ahead = ahead
+
+    def _sample_texture(self, shape: _Latent, plan: Plan, scope: JobScope) -> None:
         size = 512 if shape.resolution == 512 else 1024
         name = f"tex_slat_flow_model_{size}"
         with (
@@ -370,26 +411,57 @@ class Trellis2Generation:
             )
         self._products.texture = _on_host(rows, shape.resolution, "texture")
 
+    def _decoded_early(self, shape: _Latent, plan: Plan) -> DecodedSurface | None:
+        """Decode the mesh before the texture is sampled, where its geometry is to be baked beside.
+
+        None where it is not; want of memory here is left for the stage that decodes to meet.
+        """
+        self._products.mesh = self._products.ahead = None
+        lean = plan.offload or plan.chunk_decoder or plan.chunk_bake
+        if not self._overlap or lean or self._in_flight.others(self):
+            return None
+        with suppress(OutOfVram), vram.translated():
+            mesh = self._decode_mesh(shape, plan)
+            if self._has_room_for_both(mesh.surface, plan):
+                self._products.mesh = mesh
+                return mesh.surface
+        self._overlap = False
+        vram.reclaim(self._device)
+        return None
+
+    def _has_room_for_both(self, surface: DecodedSurface, plan: Plan) -> bool:
+        """Whether the texture's sampling and the bake's geometry fit at once."""
+        geometry = geometry_bytes(len(surface.faces), BakeOptions.of(plan))
+        need = _WORKING_BYTES[plan.resolution] + geometry
+        return len(surface.faces) > 0 and self._in_flight.measure() >= need
+
+    def _decode_mesh(self, shape: _Latent, plan: Plan) -> _Mesh:
+        with self._decoder("shape_slat_decoder", plan):
+            vertices, faces, guides = self._pipeline.decode_shape(shape.rows, shape.resolution)
+        if plan.chunk_decoder:
+            guides = guides.without_caches()
+            vertices, faces = vertices.cpu(), faces.cpu()
+        return _Mesh(DecodedSurface(vertices, faces, shape.resolution), guides)
+
     def _decode(self, plan: Plan, scope: JobScope) -> None:
         shape, texture = (
             require_product(self._products.shape),
             require_product(self._products.texture),
         )
-        with self._decoder("shape_slat_decoder", plan):
-            vertices, faces, guides = self._pipeline.decode_shape(shape.rows, shape.resolution)
+        mesh, self._products.mesh = self._products.mesh, None
+        if mesh is None:
+            mesh = self._decode_mesh(shape, plan)
         scope.step(1, 3)
-        if plan.chunk_decoder:
-            guides = guides.without_caches()
-            vertices, faces = vertices.cpu(), faces.cpu()
         if plan.offload:
             vram.reclaim(self._device)
         with self._decoder("tex_slat_decoder", plan):
-            voxels = self._pipeline.decode_texture(texture.rows, guides)
+            voxels = self._pipeline.decode_texture(texture.rows, mesh.guides)
         scope.step(2, 3)
-        if len(faces) == 0:
+        surface = mesh.surface
+        if len(surface.faces) == 0:
             raise MeshRejected("the decoded mesh is empty; another seed may help")
         cells = voxels.coords[:, 1:]
-        decoded = Decoded(vertices, faces, cells, voxels.feats, shape.resolution)
+        decoded = Decoded(surface.vertices, surface.faces, cells, voxels.feats, surface.resolution)
         self._products.decoded = decoded.on_host() if plan.offload else decoded
 
     @contextmanager
@@ -406,8 +478,12 @@ class Trellis2Generation:
             self._residency.evict()
             vram.reclaim(self._device)
         decoded = require_product(self._products.decoded)
-        on_host: HostWork = partial(self._in_flight.baton.let_go, turn)
-        asset = bake(decoded, plan, scope, self._device, on_host)
+        options, ahead = BakeOptions.of(plan), self._products.ahead
+        geometry = ahead.fit_for(options) if ahead is not None else None
+        if geometry is None:
+            on_host: HostWork = partial(self._in_flight.baton.let_go, turn)
+            geometry = bake_geometry(decoded.surface, options, self._device, scope, on_host)
+        asset = bake_texture(decoded, geometry, options, self._device, scope)
         lowered = {"resolution": decoded.resolution}
         self._products.asset = replace(asset, effective={**asset.effective, **lowered})
 

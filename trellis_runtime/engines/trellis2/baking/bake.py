@@ -171,6 +171,15 @@ def bake_bytes(faces: int, voxels: int, options: BakeOptions) -> int:
     return inputs + max(surface, texels, unwrap_bytes(options.decimation_target, size))
 
 
+def geometry_bytes(faces: int, options: BakeOptions) -> int:
+    """Return how many bytes of a card's memory `bake_geometry` takes at its peak, inputs included.
+
+    Its product stays, to be counted with whatever runs meanwhile.
+    """
+    unwrapping = unwrap_bytes(options.decimation_target, options.texture_size)
+    return 18 * faces + max(_surface_bytes(faces, options), unwrapping)
+
+
 def _surface_bytes(faces: int, options: BakeOptions) -> int:
     closing = shells_bytes(faces) if options.shell == "closed" else faces * _TREE_BYTES_PER_FACE
     return max(closing, decimation_bytes(faces))

@@ -45,7 +45,7 @@ class Baton:
     _holder: Turn | None = None
     _queue: list[Turn] = field(default_factory=list)
     _on_their_way: int = 0
-    """Stages that have had a turn and not ended, the holder's included; and work beside them."""
+    """Stages that have had a turn and not ended, the holder's included."""
 
     @contextmanager
     def hold(self, check: Check, *, alone: bool = False) -> Iterator[Turn]:
@@ -74,21 +74,6 @@ class Baton:
             yield
         finally:
             self._take(turn)
-
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Count work on another thread as a stage on its way: nobody is alone while it lasts.
-
-        Entered by a stage that has the device, and left when that work has ended.
-        """
-        with self._changed:
-            self._on_their_way += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._on_their_way -= 1
-                self._changed.notify_all()
 
     def _take(self, turn: Turn) -> None:
         started = time.perf_counter()
