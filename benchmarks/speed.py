@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import quality
+from benchmarks import busy, in_flight, quality
 from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.contract.scope import JobScope
@@ -139,6 +139,8 @@ def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[d
     keep[resolution] = mesh
     if bench.warm:
         run_stages(bench, resolution)[1].close()
+    (_, profiled), busy_s, _ = busy.measure(lambda: run_stages(bench, resolution))
+    profiled.close()
     ours, generation = run_stages(bench, resolution)
     decoded = generation.products.decoded  # the benchmark reads what the next stage would
     counts = (
@@ -147,8 +149,16 @@ def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[d
     )
     generation.close()
     for stage in ("condition", "structure", "shape", "texture", "decode"):
-        yield _row(f"{resolution} {stage}", theirs.get(stage), ours[stage], "")
-    yield _row(f"{resolution} image to mesh", theirs["image to mesh"], sum(ours.values()), counts)
+        yield _row(
+            f"{resolution} {stage}", theirs.get(stage), ours[stage], "", busy_s=busy_s.get(stage)
+        )
+    yield _row(
+        f"{resolution} image to mesh",
+        theirs["image to mesh"],
+        sum(ours.values()),
+        counts,
+        busy_s=sum(busy_s.values()),
+    )
 
 
 def run_stages(bench: Bench, resolution: int) -> tuple[dict[str, float], Any]:
@@ -156,7 +166,7 @@ def run_stages(bench: Bench, resolution: int) -> tuple[dict[str, float], Any]:
     scope = JobScope("bench")
     generation = bench.engine.begin(bench.image, plan := plan_for(resolution))
     for stage in ENGINE_STAGES[: ENGINE_STAGES.index(Stage.BAKE)]:
-        with scope.stage(stage):
+        with scope.stage(stage), busy.mark(stage):
             generation.run(stage, plan, scope)
     return dict(scope.timings), generation
 
@@ -171,11 +181,13 @@ def glb_rows(mesh: Any, resolution: int, target: int, texture: int) -> Iterator[
         made, data, theirs = mesh_to_glb(mesh, target, texture)
     decoded = decoded_from(mesh, resolution)
     plan = plan_for(resolution, decimation_target=target, texture_size=texture)
-    for _ in range(2):
-        asset, encoded, ours, inner = our_glb(decoded, plan)
+    _, busy_s, _ = busy.measure(lambda: our_glb(decoded, plan))
+    asset, encoded, ours, inner = our_glb(decoded, plan)
     sampler = quality.voxel_sampler(decoded)
     first, second = quality.from_upstream(made), quality.from_asset(asset)
-    yield _row(f"{case}: bake", theirs["bake"], ours["bake"], f"{parts} / {inner}")
+    yield _row(
+        f"{case}: bake", theirs["bake"], ours["bake"], f"{parts} / {inner}", busy_s=busy_s["bake"]
+    )
     yield _row(
         f"{case}: export",
         theirs["export"],
@@ -195,7 +207,7 @@ def glb_rows(mesh: Any, resolution: int, target: int, texture: int) -> Iterator[
 def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict[str, float]]:
     """Bake and export as the worker does; returns seconds, and those of the bake's parts."""
     scope = JobScope("bench", settle=torch.cuda.synchronize)
-    with scope.stage(Stage.BAKE), torch.no_grad():
+    with scope.stage(Stage.BAKE), busy.mark(Stage.BAKE), torch.no_grad():
         asset = bake(decoded, plan, scope, "cuda")
         torch.cuda.synchronize()
     with scope.stage(Stage.EXPORT):
@@ -204,7 +216,14 @@ def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict
     return asset, exported.glb.data, dict(scope.timings), inner
 
 
-def _row(case: str, upstream_s: float | None, ours_s: float, difference: str) -> dict[str, Any]:
+def _row(
+    case: str,
+    upstream_s: float | None,
+    ours_s: float,
+    difference: str,
+    busy_s: float | None = None,
+) -> dict[str, Any]:
+    measured = {} if busy_s is None else {"busy_s": round(busy_s, 3)}
     return {
         "case": case,
         "upstream_s": None if upstream_s is None else round(upstream_s, 3),
@@ -212,6 +231,8 @@ def _row(case: str, upstream_s: float | None, ours_s: float, difference: str) ->
         "ratio": None if upstream_s is None else round(upstream_s / ours_s, 2),
         "share_of_ceiling": None,
         "difference": difference,
+        **measured,
+        **({"wall_over_busy": busy.ratio(ours_s, busy_s)} if measured else {}),
     }
 
 
@@ -262,3 +283,5 @@ def run(bench: Bench, resolutions: list[int], glbs: list[tuple[int, int, int]]) 
         started = time.perf_counter()
         bench.add(glb_rows(meshes[resolution], resolution, target, texture))
         bench.note("took", {"seconds": round(time.perf_counter() - started, 1)})
+    wish = plan_for(1024, decimation_target=500_000, texture_size=2048)
+    bench.add(in_flight.rows(bench.engine, bench.image, wish))

@@ -700,6 +700,13 @@ _SPEED: tuple[Mutant, ...] = (
         (_OVERLAP + "test_the_jobs_end_reaches_the_geometry_and_its_own_end_not_the_job",),
     ),
     Mutant(
+        "kernels that run at once keep a device busy once",
+        "benchmarks/busy.py",
+        "total += max(0.0, end - max(begin, reached))",
+        "total += end - begin",
+        ("tests/test_bench_busy.py::test_kernels_at_once_are_counted_once",),
+    ),
+    Mutant(
         "a closed job gives its seat back",
         _ENGINE_FILE,
         "            self._in_flight.leave(self)\n",
