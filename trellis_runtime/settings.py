@@ -224,6 +224,11 @@ class Trellis2(_Slice):
     kernel_seed_dir: Path | None = Field(
         None, description="Folder of such results that came with the image; only read."
     )
+    graphs: bool = Field(
+        False,
+        description="1: capture passes of the flow models as CUDA graphs where the host cannot "
+        "issue their kernels fast enough. Not measured in this worker yet.",
+    )
     overlap: bool = Field(
         False,
         description="1: bake the geometry on a second thread while the texture is sampled, where "
@@ -362,6 +367,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_FLOW": ("trellis2", "flow"),
     "TRELLIS2_KERNEL_CACHE_DIR": ("trellis2", "kernel_cache_dir"),
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
+    "TRELLIS2_GRAPHS": ("trellis2", "graphs"),
     "TRELLIS2_OVERLAP": ("trellis2", "overlap"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),

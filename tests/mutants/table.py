@@ -618,6 +618,8 @@ _BATON = "trellis_runtime/engines/trellis2/device/baton.py"
 _ROOM = "trellis_runtime/engines/trellis2/device/shared_room.py"
 _ENGINE_FILE = "trellis_runtime/engines/trellis2/engine.py"
 _TURNS = "tests/test_baton.py::"
+_GRAPHS = "trellis_runtime/engines/trellis2/models/graphs.py"
+_PASSES = "tests/test_gpu_graphs.py::"
 _OVERLAP = "tests/test_joints_overlap.py::"
 _IN_FLIGHT = "tests/test_joints_in_flight.py::"
 
@@ -674,7 +676,7 @@ _SPEED: tuple[Mutant, ...] = (
     Mutant(
         "memory that another job took is no reason to go down the ladder",
         _ENGINE_FILE,
-        "if not (beside or self._in_flight.others(self)):",
+        "if self._must_be_alone or not (beside or self._is_crowded(captures)):",
         "if True:",
         (_IN_FLIGHT + "test_memory_that_runs_out_in_both_jobs_leaves_both_as_they_are_alone",),
     ),
@@ -705,6 +707,41 @@ _SPEED: tuple[Mutant, ...] = (
         "total += max(0.0, end - max(begin, reached))",
         "total += end - begin",
         ("tests/test_bench_busy.py::test_kernels_at_once_are_counted_once",),
+    ),
+    Mutant(
+        "a pass captured for weights that have moved is not replayed",
+        _GRAPHS,
+        "if self.captured is None or self.weights != weights:",
+        "if self.captured is None:",
+        (_PASSES + "test_weights_that_were_moved_are_captured_anew",),
+    ),
+    Mutant(
+        "a pass captured for one picture is not replayed for another",
+        _GRAPHS,
+        "return self.lasting or all(",
+        "return self.lasting or any(",
+        (_PASSES + "test_another_picture_of_the_same_size_is_not_given_the_first_ones_context",),
+    ),
+    Mutant(
+        "only passes that wait for the host are captured",
+        _GRAPHS,
+        "one.is_launch_bound = share >= _LAUNCH_BOUND",
+        "one.is_launch_bound = True",
+        (_PASSES + "test_a_device_that_is_kept_busy_needs_no_graphs",),
+    ),
+    Mutant(
+        "a capture that failed is not tried again",
+        _GRAPHS,
+        "            one.is_launch_bound = False  # never tried again for this pass\n",
+        "",
+        (_PASSES + "test_a_capture_that_fails_is_not_tried_again",),
+    ),
+    Mutant(
+        "a job short of memory runs without captured passes",
+        _GRAPHS,
+        "        if self.resting:\n",
+        "        if False:\n",
+        (_PASSES + "test_a_job_with_graphs_decodes_the_same_and_memory_gets_them_back",),
     ),
     Mutant(
         "a closed job gives its seat back",

@@ -55,6 +55,7 @@ from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.baton import HostWork, Turn
 from trellis_runtime.engines.trellis2.device.in_flight import InFlight
 from trellis_runtime.engines.trellis2.device.residency import Residency
+from trellis_runtime.engines.trellis2.models import graphs
 from trellis_runtime.engines.trellis2.picture import cut_out
 from trellis_runtime.engines.trellis2.upstream import loading
 from trellis_runtime.engines.trellis2.upstream.adapter import (
@@ -62,6 +63,7 @@ from trellis_runtime.engines.trellis2.upstream.adapter import (
     Subdivisions,
     UpstreamPipeline,
 )
+from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 from trellis_runtime.errors import EngineFault, MeshRejected, OutOfVram
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import Trellis2
@@ -132,6 +134,7 @@ class Trellis2Engine:
         self._watch: vram.PeakWatch | None = None
         self._pipeline: UpstreamPipeline | None = None
         self._residency: Residency | None = None
+        self._graphs: graphs.PassGraphs | None = None
         self._room = room
         self._in_flight = InFlight(self._measure_room, _MOST_IN_FLIGHT)
 
@@ -167,14 +170,29 @@ class Trellis2Engine:
             vram.synchronize(self._device)
             note("place", time.perf_counter() - started)
         self._watch = vram.PeakWatch(self._device)
+        self.use_graphs(graphs.for_device(self._device, wished=self._settings.graphs))
         self._limit_in_flight()
+
+    def use_graphs(self, captured: graphs.PassGraphs | None) -> None:
+        """Have `captured` keep passes of all flow models; None: none is captured."""
+        self._graphs = captured
+        for flow in self.parts()[0].flows.values():
+            if isinstance(flow, FastFlow):
+                flow.use_graphs(captured)
 
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
         pipeline, residency, watch = self.parts()
         watch.start()
         overlap = self._settings.overlap
         return Trellis2Generation(
-            image, plan, pipeline, residency, watch, self._in_flight, overlap=overlap
+            image,
+            plan,
+            pipeline,
+            residency,
+            watch,
+            self._in_flight,
+            overlap=overlap,
+            captured=self._graphs,
         )
 
     def wants_offload(self, plan: Plan) -> bool:
@@ -191,7 +209,8 @@ class Trellis2Engine:
         if self._room is not None:
             return self._room
         _, residency, _ = self.parts()
-        return vram.available(self._device) - residency.absent_bytes
+        captured = self._graphs.bytes if self._graphs else 0  # given back where memory is short
+        return vram.available(self._device) + captured - residency.absent_bytes
 
     def _limit_in_flight(self) -> None:
         """Have one job at a time where there is no room for two of the default resolution."""
@@ -220,6 +239,7 @@ class Trellis2Generation:
         in_flight: InFlight,
         *,
         overlap: bool = False,
+        captured: graphs.PassGraphs | None = None,
     ) -> None:
         self._image = image
         self._pipeline = pipeline
@@ -230,6 +250,7 @@ class Trellis2Generation:
         self._in_flight = in_flight
         self._must_be_alone = False
         self._overlap = overlap
+        self._graphs = captured
         self._noise_states: dict[Stage, torch.Tensor] = {}
         self._noise_after: torch.Tensor | None = None
         self._seed = plan.seed
@@ -237,28 +258,35 @@ class Trellis2Generation:
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         with scope.waiting():
             self._in_flight.join(self, job_bytes(plan), scope.check)
-        beside = bool(self._in_flight.others(self))
+        beside, captures = bool(self._in_flight.others(self)), self._captures()
         try:
             self._run_in_turn(stage, plan, scope)
         except OutOfVram as err:
-            if not (beside or self._in_flight.others(self)):
+            if self._must_be_alone or not (beside or self._is_crowded(captures)):
                 raise
             # The traceback holds the stage's frames and, through them, its arrays.
             err.__traceback__ = None
             reason = err.message
         else:
             return
-        # Memory that another job took is no reason to go down the ladder.
+        # Memory that another job or captured passes took is no reason to go down the ladder.
         logger().warning("stage_repeated_alone", job_id=scope.job_id, stage=stage, reason=reason)
         self._must_be_alone = True
         self._run_in_turn(stage, plan, scope)
+
+    def _is_crowded(self, captures: int) -> bool:
+        """Whether another job, or passes captured since there were `captures`, take memory."""
+        others = self._in_flight.others(self)
+        return bool(others) or self._captures() > captures or self._holds()
 
     def _run_in_turn(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         """Run a stage when it has the device, and all of it where the job needs that."""
         alone = self._must_be_alone or plan.offload
         with self._in_flight.baton.hold(scope.check, alone=alone) as turn:
             try:
-                if alone and self._in_flight.park_others(self):
+                self._rest_graphs(self._must_be_alone)
+                if alone and (self._in_flight.park_others(self) or self._holds()):
+                    self._drop_graphs()
                     vram.reclaim(self._device)
                 self._run(stage, plan, scope, turn)
             finally:
@@ -291,8 +319,24 @@ class Trellis2Generation:
         with self._in_flight.baton.hold(_wait_on), vram.translated():
             self.park()
             self._overlap = False
+            self._drop_graphs()
             self._residency.evict()
             vram.reclaim(self._device)
+
+    def _captures(self) -> int:
+        return self._graphs.captures if self._graphs is not None else 0
+
+    def _holds(self) -> bool:
+        """Whether captured passes hold memory."""
+        return self._graphs is not None and self._graphs.captured > 0
+
+    def _rest_graphs(self, resting: bool) -> None:
+        if self._graphs is not None:
+            self._graphs.resting = resting
+
+    def _drop_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.drop()
 
     def park(self) -> None:
         products = self._products  # another job's thread may do this: `close` puts new ones here
