@@ -154,6 +154,7 @@ def test_weights_that_were_moved_are_captured_anew() -> None:
 def test_another_picture_of_the_same_size_is_not_given_the_first_ones_context(model: Any) -> None:
     fast, _ = with_graphs(model, Recorder())
     job, other = Job(fast, 40, 1), Job(fast, 40, 2)
+    other.coords = job.coords  # so that nothing but the context differs
     t = torch.tensor([5.0]).double()
     for one in (job, job, job, job, other, job, other):
         made = fast(Sparse(one.rows[0], one.coords), t, one.cond).feats

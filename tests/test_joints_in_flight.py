@@ -5,6 +5,8 @@ The engine runs on the CPU with small models and the stand-in for upstream.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from tests.conftest import encoded, environment
 from tests.test_joints_engine import MUG, TO_DECODE, plan_for
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import Deadline, JobScope
@@ -25,7 +29,8 @@ from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.engine import job_bytes
 from trellis_runtime.errors import DeadlineExceeded, EngineFault, JobCancelled, OutOfVram
-from trellis_runtime.settings import Trellis2
+from trellis_runtime.settings import Settings, Trellis2
+from trellis_runtime.worker.worker import Worker
 
 LONG_S = 120.0
 AMPLE = 2**40
@@ -277,3 +282,40 @@ def test_a_job_that_was_dropped_without_being_closed_gives_its_seat_back(
     generation._watch.stop()
     del generation
     assert engine._in_flight.room.in_flight == 0
+
+
+def test_a_worker_answers_two_jobs_in_flight_as_it_answers_each_alone(
+    engine: Trellis2Engine, tmp_path: Path
+) -> None:
+    """From the request to the delivered file; the platform is told of two."""
+    variables = environment(tmp_path, MAX_CONCURRENT_GENERATIONS="2")
+    worker = Worker.start(Settings.from_env(variables), engine)
+    assert worker.concurrency == 2
+    encoded_mug = base64.b64encode(encoded(Image.fromarray(MUG))).decode()
+
+    async def ask(job_id: str, seed: int) -> dict[str, Any]:
+        plan = small_plan(seed)
+        request = {
+            "image": encoded_mug,
+            "seed": seed,
+            "resolution": 512,
+            "texture_size": 512,
+            "decimation_target": 4000,
+            "sampler": plan.samplers.model_dump(mode="json"),
+            "output": {"preview": False},
+        }
+        return await worker.handle({"id": job_id, "input": request})
+
+    async def together() -> list[dict[str, Any]]:
+        return list(await asyncio.gather(ask("one", 5), ask("two", 8)))
+
+    pair = asyncio.run(together())
+    solo = asyncio.run(ask("solo", 8))
+    worker.close()
+    assert pair[1]["mesh"] == solo["mesh"]
+    assert pair[1]["artifact"]["sha256"] == solo["artifact"]["sha256"]
+    assert pair[0]["artifact"]["sha256"] != solo["artifact"]["sha256"]
+    assert solo["overlap"] is None
+    waited = [one["overlap"]["waited"] for one in pair if one["overlap"]]
+    assert waited
+    assert all(seconds > 0 for told in waited for seconds in told.values())

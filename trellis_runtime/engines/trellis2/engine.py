@@ -284,7 +284,8 @@ class Trellis2Generation:
         alone = self._must_be_alone or plan.offload
         with self._in_flight.baton.hold(scope.check, alone=alone) as turn:
             try:
-                self._rest_graphs(self._must_be_alone)
+                # No other thread may wait for the device while a pass is captured.
+                self._rest_graphs(self._must_be_alone or bool(self._in_flight.others(self)))
                 if alone and (self._in_flight.park_others(self) or self._holds()):
                     self._drop_graphs()
                     vram.reclaim(self._device)
@@ -354,8 +355,9 @@ class Trellis2Generation:
         self._products = Products()
         self._watch.stop()
         try:
-            with vram.translated():
-                vram.release(self._device)
+            if not self._in_flight.others(self):  # who may be capturing, which this would end
+                with vram.translated():
+                    vram.release(self._device)
         finally:
             self._in_flight.leave(self)
 
@@ -439,6 +441,7 @@ class Trellis2Generation:
         if surface is None:
             self._sample_texture(shape, plan, scope)
             return
+        self._rest_graphs(True)  # as above: the geometry waits for the device
         with geometry_beside(surface, BakeOptions.of(plan), self._device, scope) as ahead:
             self._sample_texture(shape, plan, scope)
         self._products.ahead = ahead
