@@ -1,4 +1,7 @@
-"""Suite `speed`: upstream and ours, one after the other in one process on the same models."""
+"""Suite `speed`: upstream and ours, one after the other in one process on the same models.
+
+Long because each kind of row says beside its timing what the outputs are compared with.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, 
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2.baking.bake import bake
+from trellis_runtime.engines.trellis2.models.graphs import CudaCapturer, PassGraphs
 from trellis_runtime.engines.trellis2.upstream.adapter import Rows, sampler_parameters
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 from trellis_runtime.worker.export import export
@@ -56,6 +60,7 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
                 ours = fast(x, time_at, context).feats
                 upstream_s = _seconds(partial(model, x, time_at, context))
                 ours_s = _seconds(partial(fast, x, time_at, context))
+                replayed = _replayed(fast, partial(fast, x, time_at, context), ours)
             work = _work(tokens, length if kind == "guided" else 0)
             yield {
                 "case": f"flow pass, {tokens} tokens, {kind}",
@@ -64,8 +69,24 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
                 "ratio": round(upstream_s / ours_s, 2),
                 "share_of_ceiling": round(work / ours_s / 1e12 / tflops, 3),
                 "difference": _differences(theirs, again, ours),
+                **replayed,
             }
         fast.clear_cache()
+
+
+def _replayed(fast: FastFlow, call: Callable[[], Any], ours: Tensor) -> dict[str, Any]:
+    """Time a pass as the worker replays it with TRELLIS2_GRAPHS; None where it captures none."""
+    fast.use_graphs(graphs := PassGraphs(CudaCapturer()))
+    try:
+        outputs = [call().feats for _ in range(4)]
+        seconds = _seconds(call) if graphs.captured else None
+    finally:
+        fast.use_graphs(None)
+    return {
+        "replayed_s": None if seconds is None else round(seconds, 5),
+        "replayed_same_bits": all(torch.equal(made, ours) for made in outputs),
+        "graph_mib": graphs.bytes >> 20,
+    }
 
 
 def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, Any]]:
