@@ -238,7 +238,7 @@ def test_a_job_waits_for_its_room_and_offloaded_ones_are_alone(engine: Trellis2E
     with pytest.raises(DeadlineExceeded):
         second.run(Stage.CONDITION, offloaded, JobScope("second", Deadline.after(0.2)))
     first.close()
-    second.run(Stage.CONDITION, offloaded, JobScope("second", Deadline.after(LONG_S / 2)))
+    second.run(Stage.CONDITION, offloaded, JobScope("second", Deadline.after(20)))
     second.close()
 
 
