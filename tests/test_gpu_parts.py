@@ -317,7 +317,7 @@ def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
 
 def test_a_repeated_stage_begins_with_the_noise_that_it_had() -> None:
     plan = Plan.as_asked(parse_request({"image": "x"}), 9)
-    generation = Trellis2Generation(None, plan, SimpleNamespace(device=None), None, None)
+    generation = Trellis2Generation(None, plan, SimpleNamespace(device=None), None, None, None)
     drawn: dict[Stage, Tensor] = {}
     for stage in (Stage.STRUCTURE, Stage.SHAPE, Stage.TEXTURE):
         generation._set_noise(stage)

@@ -73,7 +73,13 @@ class FetchLimits(_Slice):
 class JobLimits(_Slice):
     """How many jobs, how long, with how much room."""
 
-    max_concurrent: int = Field(1, ge=1, le=64, description="Generations that run side by side.")
+    max_concurrent: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Generations that run side by side. The GPU engine "
+        "runs 2 at most, where the card has room for both, and one sampling at a time.",
+    )
     max_queued: int = Field(
         2, ge=0, le=10_000, description="Jobs that may wait in this process; more get worker_busy."
     )
@@ -226,6 +232,16 @@ class Trellis2(_Slice):
     kernel_seed_dir: Path | None = Field(
         None, description="Folder of such results that came with the image; only read."
     )
+    graphs: bool = Field(
+        False,
+        description="1: capture passes of the flow models as CUDA graphs where the host cannot "
+        "issue their kernels fast enough. Not measured in this worker yet.",
+    )
+    overlap: bool = Field(
+        False,
+        description="1: bake the geometry on a second thread while the texture is sampled, where "
+        "memory has room for both. The result is the same. Not measured on a card yet.",
+    )
     rehearsal: bool = Field(
         False,
         description="With a synthetic checkpoint: the structure follows a real shape, so that "
@@ -365,6 +381,8 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_DECODER_RETRY": ("trellis2", "decoder_retry"),
     "TRELLIS2_KERNEL_CACHE_DIR": ("trellis2", "kernel_cache_dir"),
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
+    "TRELLIS2_GRAPHS": ("trellis2", "graphs"),
+    "TRELLIS2_OVERLAP": ("trellis2", "overlap"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_REHEARSAL_SHAPE": ("trellis2", "rehearsal_shape"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),

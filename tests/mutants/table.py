@@ -614,6 +614,151 @@ _WATCHDOG = "trellis_runtime/worker/watchdog.py"
 _TRUTH = "tests/test_delivery_truth.py::"
 _WIRE = "tests/test_fetch.py::"
 
+_BATON = "trellis_runtime/engines/trellis2/device/baton.py"
+_ROOM = "trellis_runtime/engines/trellis2/device/shared_room.py"
+_ENGINE_FILE = "trellis_runtime/engines/trellis2/engine.py"
+_TURNS = "tests/test_baton.py::"
+_GRAPHS = "trellis_runtime/engines/trellis2/models/graphs.py"
+_PASSES = "tests/test_gpu_graphs.py::"
+_OVERLAP = "tests/test_joints_overlap.py::"
+_IN_FLIGHT = "tests/test_joints_in_flight.py::"
+
+_SPEED: tuple[Mutant, ...] = (
+    Mutant(
+        "a texture is filtered along the way that it is smooth",
+        "trellis_runtime/assets/png.py",
+        "return min((_NONE, _SUB, _UP), key=size)",
+        "return _NONE",
+        ("tests/test_png.py::test_a_texture_gets_the_filter_along_which_it_is_smooth",),
+    ),
+    Mutant(
+        "a large data map does not wait for lossless WebP",
+        _WRITER,
+        'return form == "png" or (is_data and len(pixels) > _LARGEST_LOSSLESS_WEBP_PX)',
+        'return form == "png"',
+        ("tests/test_png.py::test_a_large_data_map_is_a_png_beside_webp",),
+    ),
+    Mutant(
+        "a stage that waits to be alone waits for those that have let go",
+        _BATON,
+        "if turn.alone and self._on_their_way:",
+        "if False:",
+        (_TURNS + "test_nobody_is_alone_while_a_stage_that_let_go_has_not_ended",),
+    ),
+    Mutant(
+        "a stopped job stops waiting for the device",
+        _BATON,
+        "                    turn.check()\n",
+        "",
+        (_TURNS + "test_a_job_whose_time_is_over_waits_no_longer",),
+    ),
+    Mutant(
+        "jobs are admitted by the sum of their needs",
+        _ROOM,
+        "sum(known) <= self._room",
+        "max(known) <= self._room",
+        (_TURNS + "test_a_job_waits_where_it_does_not_fit_beside_the_other[5]",),
+    ),
+    Mutant(
+        "jobs are admitted in the order in which they came",
+        _ROOM,
+        "self._queue[0] is seat and self._admits(seat)",
+        "self._admits(seat)",
+        (_TURNS + "test_a_job_waits_where_it_does_not_fit_beside_the_other[5]",),
+    ),
+    Mutant(
+        "a stage goes on with its own job's noise",
+        _ENGINE_FILE,
+        "elif self._noise_after is not None:",
+        "elif False:",
+        (_IN_FLIGHT + "test_stages_that_alternate_keep_their_noise_apart",),
+    ),
+    Mutant(
+        "memory that another job took is no reason to go down the ladder",
+        _ENGINE_FILE,
+        "if self._must_be_alone or not (beside or self._is_crowded(captures)):",
+        "if True:",
+        (_IN_FLIGHT + "test_memory_that_runs_out_in_both_jobs_leaves_both_as_they_are_alone",),
+    ),
+    Mutant(
+        "geometry is baked beside the texture only where memory has room for both",
+        _ENGINE_FILE,
+        "return len(surface.faces) > 0 and self._in_flight.measure() >= need",
+        "return len(surface.faces) > 0 and need > 0",
+        (_OVERLAP + "test_without_room_for_both_they_follow_each_other",),
+    ),
+    Mutant(
+        "geometry baked beside is for the bake that it was made for",
+        "trellis_runtime/engines/trellis2/baking/ahead.py",
+        "return self.geometry if options == self.options else None",
+        "return self.geometry",
+        (_OVERLAP + "test_geometry_is_for_the_bake_that_it_was_made_for",),
+    ),
+    Mutant(
+        "a job's end reaches its work on other threads",
+        _SCOPE,
+        "or (self.parent is not None and self.parent.cancelled)",
+        "or False",
+        (_OVERLAP + "test_the_jobs_end_reaches_the_geometry_and_its_own_end_not_the_job",),
+    ),
+    Mutant(
+        "kernels that run at once keep a device busy once",
+        "benchmarks/busy.py",
+        "total += max(0.0, end - max(begin, reached))",
+        "total += end - begin",
+        ("tests/test_bench_busy.py::test_kernels_at_once_are_counted_once",),
+    ),
+    Mutant(
+        "a pass captured for weights that have moved is not replayed",
+        _GRAPHS,
+        "if self.captured is None or self.weights != weights:",
+        "if self.captured is None:",
+        (_PASSES + "test_weights_that_were_moved_are_captured_anew",),
+    ),
+    Mutant(
+        "a pass captured for one picture is not replayed for another",
+        _GRAPHS,
+        "return self.lasting or all(",
+        "return self.lasting or any(",
+        (_PASSES + "test_another_picture_of_the_same_size_is_not_given_the_first_ones_context",),
+    ),
+    Mutant(
+        "only passes that wait for the host are captured",
+        _GRAPHS,
+        "one.is_launch_bound = share >= _LAUNCH_BOUND",
+        "one.is_launch_bound = True",
+        (_PASSES + "test_a_device_that_is_kept_busy_needs_no_graphs",),
+    ),
+    Mutant(
+        "a capture that failed is not tried again",
+        _GRAPHS,
+        "            one.is_launch_bound = False  # never tried again for this pass\n",
+        "",
+        (_PASSES + "test_a_capture_that_fails_is_not_tried_again",),
+    ),
+    Mutant(
+        "a job short of memory runs without captured passes",
+        _GRAPHS,
+        "        if self.resting:\n",
+        "        if False:\n",
+        (_PASSES + "test_a_job_with_graphs_decodes_the_same_and_memory_gets_them_back",),
+    ),
+    Mutant(
+        "a closed job gives its seat back",
+        _ENGINE_FILE,
+        "            self._in_flight.leave(self)\n",
+        "            pass\n",
+        (_IN_FLIGHT + "test_a_job_waits_for_its_room_and_offloaded_ones_are_alone",),
+    ),
+    Mutant(
+        "the platform is asked for no more jobs than there is room for",
+        _WORKER,
+        "return wished if most is None else min(wished, most)",
+        "return wished",
+        ("tests/test_start.py::test_the_platform_is_told_how_many_jobs_there_is_room_for",),
+    ),
+)
+
 _DELIVERY: tuple[Mutant, ...] = (
     Mutant(
         "jobs side by side do not share a library's mesh",
@@ -1088,4 +1233,6 @@ _WEIGHTS: tuple[Mutant, ...] = (
 )
 
 
-MUTANTS: tuple[Mutant, ...] = _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS
+MUTANTS: tuple[Mutant, ...] = (
+    _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS + _SPEED
+)

@@ -135,7 +135,10 @@ class Engine(Protocol):
 
     @property
     def most_side_by_side(self) -> int | None:
-        """How many generations may run at once without sharing state; None: any number."""
+        """How many generations may run at once without sharing state; None: any number.
+
+        Once loaded it may be fewer: as many as there is memory for.
+        """
 
     @property
     def measures_quality(self) -> bool:

@@ -25,6 +25,7 @@ from trellis_runtime.contract.answer import (
     Attempt,
     Degradation,
     GenerationResult,
+    Overlap,
     SkippedRung,
     TextureReport,
     Vram,
@@ -295,10 +296,22 @@ class Pipeline:
             texture=TextureReport(size=made.asset.texture_size, format=exported.texture_format),
             quality=made.asset.quality,
             rejected_seeds=made.rejected,
-            timings={name: round(seconds, 4) for name, seconds in scope.timings.items()},
+            timings=_rounded(scope.timings),
+            overlap=_overlap(scope),
             vram=made.vram,
             init=self.init,
         )
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {str(name): round(value, 4) for name, value in seconds.items()}
+
+
+def _overlap(scope: JobScope) -> Overlap | None:
+    """Return what ran side by side, None where nothing did."""
+    if not scope.waits and not scope.beside:
+        return None
+    return Overlap(waited=_rounded(scope.waits), beside=_rounded(scope.beside))
 
 
 def require_measured(request: GenerationRequest, engine: Engine) -> None:

@@ -107,9 +107,18 @@ class Worker:
                 warm_up(self.engine, int(self.settings.start.warm_up))
                 self._note_phase("warm_up", time.perf_counter() - started)
             self._loaded = True
+        if self.concurrency < self.settings.jobs.max_concurrent:
+            reason = "MAX_CONCURRENT_GENERATIONS asks for more than the card has room for"
+            logger().warning("fewer_at_a_time", at_a_time=self.concurrency, reason=reason)
 
     def _note_phase(self, phase: str, seconds: float) -> None:
         self.startup_seconds[phase] = round(seconds, 3)
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs to ask for at once: as many as are wished, and the engine has room for."""
+        wished, most = self.settings.jobs.max_concurrent, self.engine.most_side_by_side
+        return wished if most is None else min(wished, most)
 
     def require_ready(self) -> None:
         """The start-up check: raises `SetupFailed` for a worker that must not take jobs."""
@@ -241,7 +250,7 @@ class Worker:
             vram=FreeVram(free_bytes=memory.free, total_bytes=memory.total) if memory else None,
             queue=Queue(
                 in_hand=self.admission.in_hand,
-                max_concurrent=limits.max_concurrent,
+                max_concurrent=self.concurrency,
                 max_queued=limits.max_queued,
                 served=self.admission.served,
             ),
