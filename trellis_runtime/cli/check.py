@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trellis_runtime import __version__
+from trellis_runtime.cli.console import print_table
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes
 from trellis_runtime.engines.packages import GPU_PACKAGES
@@ -37,7 +38,7 @@ def print_page(console: Console, settings: Settings) -> int:
     table = Table("what", "found", "", title="trellis-runtime on this machine")
     for what, found, good in rows:
         table.add_row(what, found, "[green]ok[/green]" if good else "[red]no[/red]")
-    console.print(table)
+    print_table(console, table)
     return 0 if all(good for _, _, good in rows) else 1
 
 
