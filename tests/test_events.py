@@ -104,6 +104,7 @@ def test_tries_end_with_the_time_of_the_download(scope: JobScope) -> None:
     with http_server(down) as url, pytest.raises(FetchFailed) as caught:
         fetch(url, 100, LOOPBACK.model_copy(update={"timeout_s": 0.9}), scope)
     assert caught.value.retryable
+    assert "answered 503" in caught.value.message  # what happened, not that time is up
     assert len(seen) == 1  # the pause of a second would have ended it
 
 
