@@ -217,7 +217,9 @@ def test_a_command_does_what_its_page_says(snippet: Snippet, pictures: str, tmp_
     done = run(snippet, None, pictures, tmp_path, good=True)
     assert done.returncode == 0, done.stdout + done.stderr
     if snippet.asks:
-        failed = run(snippet, None, pictures, tmp_path, good=False)
+        bad = tmp_path / "bad"
+        bad.mkdir()
+        failed = run(snippet, None, pictures, bad, good=False)
         assert failed.returncode == 1
         assert "image_rejected" in failed.stderr
         assert "Traceback" not in failed.stderr
