@@ -181,8 +181,10 @@ def test_a_token_guards_everything_but_ping_and_the_page(tmp_path: Path) -> None
             assert requests.get(url + path, timeout=9).status_code == 401
         wrong = {"Authorization": "Bearer s3cret-toke"}
         assert requests.get(f"{url}/jobs", headers=wrong, timeout=9).status_code == 401
-        right = {"Authorization": "Bearer s3cret-token"}
-        assert requests.get(f"{url}/jobs", headers=right, timeout=9).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            right = {"Authorization": f"{scheme} s3cret-token"}
+            assert requests.get(f"{url}/jobs", headers=right, timeout=9).status_code == 200
+        assert requests.head(f"{url}/ping", timeout=9).status_code == 200
 
 
 def test_an_open_address_without_a_token_is_refused() -> None:
