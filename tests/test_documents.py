@@ -258,7 +258,7 @@ def test_a_shown_value_is_of_its_kind(snippet: Snippet) -> None:
         assert set(value) <= {"input", "s3Config", "webhook", "policy"}
     elif snippet.info == "answer":
         told = GenerationResult.model_validate_json(snippet.text)
-        assert set(value) == set(GenerationResult.model_fields)
+        assert set(value) <= set(GenerationResult.model_fields)
         assert told.artifact.base64
     else:
         assert snippet.info == "error", snippet.place
