@@ -392,8 +392,8 @@ _CORE: tuple[Mutant, ...] = (
     # --- the contract and the server ---
     Mutant(
         "a refusal does not repeat a secret",
-        "trellis_runtime/contract/request.py",
-        '_SECRET_FIELDS = {"image", "image_url", "upload_url"}',
+        "trellis_runtime/contract/refusals.py",
+        '_SECRET_FIELDS = {"image", "image_url", "upload_url", "upload_headers"}',
         "_SECRET_FIELDS: set[str] = set()",
         ("tests/test_schema.py::test_a_refusal_shows_neither_image_nor_query",),
     ),
@@ -1233,6 +1233,87 @@ _WEIGHTS: tuple[Mutant, ...] = (
 )
 
 
+_EVENTS = "tests/test_events.py::"
+_CONTRACT: tuple[Mutant, ...] = (
+    Mutant(
+        "what an address refuses is not asked for again",
+        _FETCH,
+        "            retryable=is_transient(response.status),",
+        "            retryable=True,",
+        (f"{_EVENTS}test_what_an_address_refuses_it_refuses_again",),
+    ),
+    Mutant(
+        "a store's own code reaches the caller",
+        _FETCH,
+        '    return f" ({found.group(1).decode()})" if found else ""',
+        '    return ""',
+        (f"{_EVENTS}test_a_stores_own_code_reaches_the_caller",),
+    ),
+    Mutant(
+        "no try of a download begins after its time",
+        "trellis_runtime/delivery/tries.py",
+        "            too_late = within is not None and within.remaining() <= pause",
+        "            too_late = False",
+        (f"{_EVENTS}test_tries_end_with_the_time_of_the_download",),
+    ),
+    Mutant(
+        "a presigned PUT sends no header that was not signed",
+        "trellis_runtime/delivery/presigned.py",
+        '        return "content-type" in signed',
+        "        return True",
+        (f"{_EVENTS}test_a_put_sends_what_was_signed",),
+    ),
+    Mutant(
+        "an address that has expired is told before the job runs",
+        "trellis_runtime/delivery/presigned.py",
+        "    if expires is not None and expires + _SKEW < (now or datetime.now(UTC)):",
+        "    if False:",
+        (f"{_EVENTS}test_a_signature_that_has_expired_is_refused_at_once",),
+    ),
+    Mutant(
+        "a model that an answer cannot hold is refused before it is computed",
+        "trellis_runtime/delivery/choose.py",
+        '            self._require_room(least, "a model as asked (resolution, decimation_target) has about")',
+        "            pass",
+        (f"{_EVENTS}test_a_place_that_takes_any_size_is_asked_for_none",),
+    ),
+    Mutant(
+        "a library's word about values is no fault of ours",
+        "trellis_runtime/worker/blame.py",
+        "        if not of_library(err):",
+        "        if True:",
+        (f"{_EVENTS}test_a_librarys_word_about_values_has_its_own_code",),
+    ),
+    Mutant(
+        "a fault of ours is not blamed on the picture",
+        "trellis_runtime/worker/blame.py",
+        "        if not of_library(err):",
+        "        if False:",
+        (f"{_EVENTS}test_a_fault_of_ours_stays_one",),
+    ),
+    Mutant(
+        "no word of pydantic's reaches a caller",
+        "trellis_runtime/contract/refusals.py",
+        '    words = _WORDS.get(problem["type"], "is not usable")',
+        '    return str(problem["msg"])\n    words = ""',
+        ("tests/test_api_page.py::test_no_word_of_a_library_reaches_a_caller",),
+    ),
+    Mutant(
+        "the same seed is not worth a second try",
+        _WORKER,
+        "                err.retryable = False  # the same seed makes the same values",
+        "                pass",
+        (f"{_EVENTS}test_a_mesh_that_comes_again_is_not_worth_a_second_try",),
+    ),
+    Mutant(
+        "where a file goes is checked before the work",
+        "trellis_runtime/cli/console.py",
+        "    elif not folder.is_dir():",
+        "    elif False:",
+        ("tests/test_cli_words.py::test_where_a_file_goes_is_checked_before_the_work",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
-    _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS + _SPEED
+    _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS + _SPEED + _CONTRACT
 )

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trellis_runtime import __version__
-from trellis_runtime.cli.console import out_console
+from trellis_runtime.cli.console import out_console, print_table
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import Resolution, parse_request
 from trellis_runtime.delivery.s3 import require_bucket
@@ -99,7 +99,7 @@ def print_page(console: Console, settings: Settings) -> int:
     table = Table("what", "found", "", title="trellis-runtime on this machine")
     for what, found, good in rows:
         table.add_row(what, found, "[green]ok[/green]" if good else "[red]no[/red]")
-    console.print(table)
+    print_table(console, table)
     return 0 if all(good for _, _, good in rows) else 1
 
 

@@ -62,6 +62,7 @@ from trellis_runtime.delivery.storage import Store
 from trellis_runtime.errors import InvalidInput, OutOfVram
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
+from trellis_runtime.worker.blame import library_errors
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
 
 Finish = Callable[[GenerationResult], bytes]
@@ -110,6 +111,7 @@ class Pipeline:
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
+        delivery.require_fits(request)
         with scope.stage(Stage.IMAGE):
             image = load_image(request, self.image_limits, self.fetch_limits, scope)
         made = self._accepted(image, request, seed, scope)
@@ -202,7 +204,7 @@ class Pipeline:
         """Run one stage; return the next, or the one to repeat after a step down."""
         started = time.perf_counter()
         try:
-            with scope.stage(stage):
+            with scope.stage(stage), library_errors(stage, scope):
                 generation.run(stage, descent.plan, scope)
             following = ENGINE_STAGES.index(stage) + 1
             return ENGINE_STAGES[following] if following < len(ENGINE_STAGES) else None

@@ -30,7 +30,7 @@ from trellis_runtime.delivery.choose import LOCAL_IDS, Delivery, require_answer_
 from trellis_runtime.delivery.earlier import fingerprint
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
-from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
+from trellis_runtime.errors import InternalError, MeshRejected, NotFinite, SetupFailed, WorkerError
 from trellis_runtime.logs import configure_logging, logger
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
@@ -211,6 +211,8 @@ class Worker:
         try:
             result = pipeline.generate(request, seed, delivery, scope, self._encode)
         except WorkerError as err:
+            if isinstance(err, (MeshRejected, NotFinite)) and request.seed is not None:
+                err.retryable = False  # the same seed makes the same values
             self.admission.note_failure(err)
             logger().warning(
                 "generation_failed",
