@@ -104,8 +104,7 @@ def licence_of(found: metadata.Distribution, decided: dict[str, Any]) -> str:
         for line in found.metadata.get_all("Classifier") or []
         if line.startswith("License ::")
     ]
-    text = found.metadata["License"] if "License" in found.metadata else ""
-    stated = text.strip().splitlines()[:1]
+    stated = "".join(found.metadata.get_all("License") or []).strip().splitlines()[:1]
     return " OR ".join(sorted(set(classified))) or "".join(_NAMED.get(s, s) for s in stated)
 
 
