@@ -94,7 +94,8 @@ RUN useradd --create-home worker \
     && chown worker: /var/cache/trellis2-kernels /var/lib/trellis2
 # Licence texts, and what is in here with versions and commits: /usr/share/licenses, bill-of-materials.json.
 COPY LICENSE NOTICE docs/licences.md /usr/share/licenses/trellis-runtime/
-COPY builder/licences.py builder/licences.json builder/bill_of_materials.py builder/
+COPY builder/bill_of_materials.py builder/licences.py builder/toolkits.py \
+     builder/licences.json builder/package_licences.json builder/
 RUN python builder/bill_of_materials.py --sources /usr/share/sources \
       --texts /usr/share/licenses /app/bill-of-materials.json
 COPY --from=page /build/vendor/ trellis_runtime/server/static/vendor/

@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed fuzz docs image clean
+.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed fuzz docs image image-rehearsal clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -84,7 +84,10 @@ mixed: $(VENV)/dev ## 1,000 jobs side by side, each asset compared with its pict
 fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
-image: ## build the container image with and without weights (needs Docker)
+image-rehearsal: $(VENV)/dev ## run the Dockerfile's steps without Docker (root, buildah, mmdebstrap)
+	$(PY) builder/rehearse_image.py $(ARGS)
+
+image: ## build the container image without weights, ARGS=full with them (needs Docker)
 	VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' trellis_runtime/__init__.py) docker buildx bake $(ARGS)
 
 clean: ## remove what the other verbs made

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,39 @@ def test_the_dockerfiles_reader_follows_every_way_to_a_stage() -> None:
     assert read.needed(read.default) == [read.default]
     with pytest.raises(ValueError, match="heredoc"):
         dockerfile.read("FROM a:1\nRUN <<E")
+
+
+def test_the_rehearsal_runs_the_dockerfiles_own_steps() -> None:
+    """What it replaces is named in its docstring; a step that was renamed would silently run."""
+    from builder.rehearse_image import rehearsed
+
+    left_out = 0
+    for name in ("slim", "weights"):
+        again = dockerfile.read(rehearsed(FILE, STAGES[name]))
+        assert again.arguments == {"TOOLKIT": "cpu"}
+        for stage in again.stages:
+            real = STAGES[stage.name]
+            assert stage.base in STAGES or stage.base.startswith("localhost/rehearsal-")
+            for step, ours in zip(real.instructions, stage.instructions, strict=True):
+                left_out += step != ours
+    assert left_out == 2  # compiling, and fetching 17 GB
+
+
+def test_licence_scripts_find_all_that_they_read_in_the_image(tmp_path: Path) -> None:
+    """In the image, builder/ holds what was copied there and nothing else."""
+    for step in STAGES["worker"].instructions:
+        *words, target = step.rest.split()
+        if step.keyword == "COPY" and target.startswith("builder/") and "--from" not in words[0]:
+            for word in words:
+                place = tmp_path / target / ("" if word.endswith("/") else Path(word).name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if word.endswith("/"):
+                    shutil.copytree(ROOT / word, place, dirs_exist_ok=True)
+                else:
+                    shutil.copy(ROOT / word, place)
+    (tmp_path / "sources").mkdir()
+    subprocess.run(
+        [sys.executable, "builder/bill_of_materials.py", "--sources", "sources", "--texts", "t", "o"],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "o").read_text())["components"]
