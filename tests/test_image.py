@@ -234,3 +234,15 @@ def test_licence_scripts_find_all_that_they_read_in_the_image(tmp_path: Path) ->
         cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60,
     )  # fmt: skip
     assert json.loads((tmp_path / "o").read_text())["components"]
+
+
+def test_the_hubs_test_needs_no_weights_and_its_users_are_asked_for_them() -> None:
+    """The Hub builds the last stage and runs tests.json on it: there are no models anywhere."""
+    tests = json.loads(text(".runpod/tests.json"))["config"]
+    assert {"key": "TRELLIS2_ENGINE", "value": "embedded"} in tests["env"]
+    asked = {
+        entry["key"]: entry["input"]
+        for entry in json.loads(text(".runpod/hub.json"))["config"]["env"]
+    }
+    stated = re.findall(r"TRELLIS2_MODEL_DIR=(\S+)", steps(FILE.default.name))
+    assert asked["TRELLIS2_MODEL_DIR"]["default"] in stated
