@@ -16,7 +16,6 @@ _ON_VOLUME = {
     "TRELLIS2_ENGINE": "embedded",
     "TRELLIS2_KERNEL_CACHE_DIR": "/runpod-volume/kernels",
     "TRELLIS2_MIN_FREE_DISK_GB": "0.5",
-    "TRELLIS2_OUTPUT_DIR": "/runpod-volume/output",
 }
 
 
@@ -51,7 +50,9 @@ def versions_are_pinned(machine: Machine) -> str | None:
 def a_job_runs(machine: Machine) -> str | None:
     """handler.py makes a model as root, as `worker` and as root again, on one volume"""
     for user in ("root", "worker", "root"):
-        code, printed = machine.run("python", "-u", "handler.py", user=user, **_ON_VOLUME)
+        folder = {"TRELLIS2_OUTPUT_DIR": f"/runpod-volume/{user}"}
+        command = ["python", "-u", "handler.py"]
+        code, printed = machine.run(*command, user=user, **_ON_VOLUME, **folder)
         if code != 0 or "Traceback" in printed or not re.search(r"glb", printed):
             return f"as {user}, exit code {code}: {printed[-1500:]}"
     return None

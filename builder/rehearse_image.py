@@ -227,11 +227,13 @@ def _status(address: str, server: subprocess.Popen[bytes]) -> int:
     while time.monotonic() < end and server.poll() is None:
         try:
             with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 - our own
-                return int(answer.status)
+                if answer.status != 204:  # of /ping: not ready yet
+                    return int(answer.status)
         except urllib.error.HTTPError as err:
             return err.code
         except OSError:
-            time.sleep(0.3)
+            pass
+        time.sleep(0.3)
     return 0
 
 
