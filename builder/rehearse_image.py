@@ -283,7 +283,9 @@ def main() -> int:
         print(f"FAIL {' '.join(map(str, err.cmd))[:200]}")
         return 1
     finally:
-        if not args.folder:
+        if str(folder) in Path("/proc/mounts").read_text():
+            print(f"{folder} is left: something of this machine is still mounted in it")
+        elif not args.folder:
             shutil.rmtree(folder, ignore_errors=True)
 
 
