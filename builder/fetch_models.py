@@ -1,9 +1,10 @@
 """Fetch TRELLIS.2's models into one folder, checked, resumable, ready for TRELLIS2_MODEL_DIR.
 
-    python builder/fetch_models.py models/ [--replace rembg=ZhengPeng7/BiRefNet] [--skip rembg]
+    python builder/fetch_models.py models/ [--replace rembg=ORG/REPO] [--skip rembg]
 
-Two of the four repositories are gated: accept their licence on their page, and pass a token of your
-account in HF_TOKEN (as a build secret in an image). A fetch that was cut off goes on where it was.
+One of the four repositories, DINOv3, is gated: accept its licence on its page, and pass a token of
+your account in HF_TOKEN (as a build secret in an image). Of TRELLIS.2's checkpoints, those are
+fetched that pipeline.json names, so no encoder. A fetch that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,6 +34,11 @@ from builder.model_folder import (
     structure_problems,
     write_record,
 )
+
+PIPELINE = "pipeline.json"
+
+NOT_COMMERCIAL = ("briaai/RMBG-2.0", "briaai/RMBG-1.4")
+"""Replacements that are known to be for non-commercial use only."""
 
 
 def main() -> int:
@@ -94,6 +101,12 @@ def _chosen(sources: list[Source], replaced: list[str], skipped: list[str]) -> l
         if repo := swaps.get(source.name):
             name, _, revision = repo.partition("@")
             source = replace(source, repo=name, revision=revision or "main", gated=None)
+            if name in NOT_COMMERCIAL:
+                print(
+                    f"warning: {name} is for non-commercial use only, unless you have an "
+                    "agreement with its makers (docs/licences.md)",
+                    file=sys.stderr,
+                )
         chosen.append(source)
     return chosen
 
@@ -110,20 +123,25 @@ def _fetch(source: Source, out: Path) -> str:
     commit = HfApi().model_info(source.repo, revision=source.revision).sha
     if commit is None:
         raise ValueError("the hub names no commit")
-    snapshot_download(
-        source.repo,
-        revision=commit,
-        allow_patterns=source.files,
-        local_dir=out / source.folder,
-    )
+    folder = out / source.folder
+    download = partial(snapshot_download, source.repo, revision=commit, local_dir=folder)
+    download(allow_patterns=source.files)
+    if (folder / PIPELINE).is_file():
+        download(allow_patterns=_named(folder / PIPELINE))
     return commit
+
+
+def _named(pipeline: Path) -> list[str]:
+    """Return patterns for the checkpoints that a pipeline names in its own repository."""
+    models = json.loads(pipeline.read_text())["args"]["models"].values()
+    return [f"{where}.*" for where in models if where.startswith("ckpts/")]
 
 
 def _explain(source: Source, err: Exception) -> str:
     """Say what to do, not what was thrown; an address with a token never gets out."""
     if isinstance(err, GatedRepoError):
         lines = [
-            f"{source.repo} is gated: accept its licence at {source.gated or source.repo},",
+            f"{source.repo} is gated: accept its licence at https://huggingface.co/{source.repo},",
             "then pass a token of that account in HF_TOKEN.",
         ]
     elif isinstance(err, RevisionNotFoundError):

@@ -54,7 +54,10 @@ def hub() -> Iterator[Hub]:
             "pipeline.json": pipeline(),
             "ckpts/shape_dec.json": b"{}",
             "ckpts/shape_dec.safetensors": weights(1),
+            "ckpts/shape_enc.json": b"{}",
+            "ckpts/shape_enc.safetensors": weights(8),
             "README.md": b"not wanted",
+            "LICENSE": b"MIT",
         },
         STRUCTURE: {
             "ckpts/ss_dec_conv3d_16l8_fp16.json": b"{}",
@@ -91,6 +94,10 @@ def test_models_are_fetched_rewritten_recorded_and_verified(hub: Hub, tmp_path: 
     assert (out / "dinov3/model.safetensors").read_bytes() == weights(3)
     assert not (out / "README.md").exists()
     assert not (out / "trellis-image-large/ckpts/another.safetensors").exists()
+    assert not list((out / "ckpts").glob("shape_enc*"))  # what pipeline.json does not name
+    assert (out / "LICENSE").read_bytes() == b"MIT"
+    assert (out / "rembg/birefnet.py").exists()
+    assert "non-commercial" not in done.stderr
     record = json.loads((out / "SOURCES.json").read_text())
     assert {s["repo"]: s["commit"] for s in record["sources"]}[MODELS] == hub.commit(MODELS)
     assert "hf_test" not in json.dumps(record)
@@ -117,15 +124,26 @@ def test_a_fetch_that_was_cut_off_goes_on(hub: Hub, tmp_path: Path) -> None:
 def test_a_gated_repository_says_where_the_licence_is_and_what_else_there_is(
     hub: Hub, tmp_path: Path
 ) -> None:
-    done = script("fetch_models.py", hub, tmp_path, "--skip", "dinov3", token=None)
+    done = script("fetch_models.py", hub, tmp_path, token=None)
     assert done.returncode == 1
-    assert f"https://huggingface.co/{REMBG}" in done.stderr
+    assert f"https://huggingface.co/{DINO}" in done.stderr
     assert "HF_TOKEN" in done.stderr
-    assert FREE in done.stderr
+    assert "--replace dinov3=" in done.stderr
     assert "Traceback" not in done.stderr
-    swapped = script("fetch_models.py", hub, tmp_path, "--replace", f"rembg={FREE}")
-    assert swapped.returncode == 0, swapped.stderr
-    assert (tmp_path / "rembg/birefnet.py").exists()
+
+
+def test_a_remover_for_non_commercial_use_is_taken_on_demand_alone_and_warned_of(
+    hub: Hub, tmp_path: Path
+) -> None:
+    done = script("fetch_models.py", hub, tmp_path / "a", "--replace", f"rembg={REMBG}")
+    assert done.returncode == 0, done.stderr
+    assert f"{REMBG} is for non-commercial use only" in done.stderr
+    gated = script(
+        "fetch_models.py", hub, tmp_path / "b", "--replace", f"rembg={REMBG}", "--skip", "dinov3",
+        token=None,
+    )  # fmt: skip
+    assert f"https://huggingface.co/{REMBG}" in gated.stderr
+    assert "--skip rembg" in gated.stderr
 
 
 def test_an_unknown_revision_or_source_is_named(hub: Hub, tmp_path: Path) -> None:
@@ -247,7 +265,6 @@ def test_the_dockerfile_is_clean_and_keeps_no_secret() -> None:
     assert done.returncode == 0, done.stdout
     text = (ROOT / "Dockerfile").read_text()
     assert not re.search(r"^(ARG|ENV)\s+\S*(TOKEN|KEY|SECRET)", text, re.MULTILINE)
-    assert "--mount=type=secret,id=HF_TOKEN" in text
     for name in re.findall(r"builder/([\w.-]+)", text):
         assert (ROOT / "builder" / name).exists() or (ROOT / name).exists(), name
 

@@ -105,3 +105,28 @@ def test_its_pipeline_names_what_the_samplers_need(folder: Path) -> None:
     for sampler in ("sparse_structure_sampler", "shape_slat_sampler", "tex_slat_sampler"):
         assert args[sampler]["params"]["steps"] == 12
     assert set(args["models"]) == set(MODELS)
+
+
+def cached(folder: Path, commit: str, said: str) -> Path:
+    """A repository as a hub's cache keeps it: `commit` is there, `refs/main` names `said`."""
+    snapshot = folder / "snapshots" / commit
+    for name in ("pipeline.json", "ckpts/a.json", "ckpts/a.safetensors"):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_text(json.dumps({"args": {"models": {"a": "ckpts/a"}}}))
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(said)
+    return snapshot
+
+
+def test_models_are_found_in_the_snapshot_of_a_hubs_cache(tmp_path: Path) -> None:
+    """RunPod's model cache: the folder's name is known beforehand, the snapshot's is not."""
+    snapshot = cached(tmp_path, "c0ffee", "c0ffee\n")
+    found = find_pipeline(tmp_path, ("a",))
+    assert found.folder == snapshot
+    assert found.models[0].weights == snapshot / "ckpts/a.safetensors"
+
+
+def test_a_cache_without_its_snapshot_says_which_one_is_missing(tmp_path: Path) -> None:
+    cached(tmp_path, "c0ffee", "decaf")
+    with pytest.raises(SetupFailed, match="decaf"):
+        find_pipeline(tmp_path, ("a",))

@@ -7,8 +7,10 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from trellis_runtime.cli.cold_start import chart
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import SetupFailed
@@ -184,3 +187,53 @@ def test_the_cold_start_bench_runs_fresh_processes_and_draws(tmp_path: Path) -> 
 def test_a_chart_survives_names_that_are_markup() -> None:
     row = {"case": "<b>&", "ours_s": 2.0, "phases": {"imports": 0.5}}
     assert ET.fromstring(chart([row], ["imports"])) is not None
+
+
+_AS_ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from trellis_runtime.engines.trellis2.device import kernel_cache
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+found = kernel_cache.activate(Path(sys.argv[1]), None, "card")
+place = Path(os.environ["TRITON_CACHE_DIR"]).parent
+(place / "triton").mkdir(exist_ok=True)
+print(found, place, sorted(p.name for p in place.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_kernel_cache_of_another_user_is_copied_not_failed_on(filled: bool) -> None:
+    """On one volume, a worker as root comes first, and one as `--user worker` after it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a process of another user")
+    with tempfile.TemporaryDirectory() as text:
+        volume = Path(text)
+        volume.chmod(0o755)
+        if filled:
+            (volume / "card/warp").mkdir(parents=True)
+        command = [sys.executable, "-c", _AS_ANOTHER_USER, str(volume)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120,
+            env={"HOME": "/tmp", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found, place, inside = done.stdout.strip().splitlines()[-1].split(" ", 2)
+        assert found == str(filled)
+        assert not Path(place).is_relative_to(volume)
+        assert inside == str(["triton", "warp"] if filled else ["triton"])
+        shutil.rmtree(Path(place).parent)
+
+
+def test_a_kernel_cache_that_is_no_folder_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trellis_runtime.engines.trellis2.device import kernel_cache
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in kernel_cache._VARIABLES:
+        monkeypatch.setenv(name, "")  # put back afterwards
+    (tmp_path / "cache").write_text("a file")
+    assert not kernel_cache.activate(tmp_path / "cache", None, "card")
+    assert Path(os.environ["WARP_CACHE_PATH"]).parent.is_dir()

@@ -201,7 +201,9 @@ class Trellis2(_Slice):
     """The GPU engine."""
 
     model_dir: Path | None = Field(
-        None, description="Folder with pipeline.json and its checkpoints; nothing is downloaded."
+        None,
+        description="Folder with pipeline.json and its checkpoints, or of a hub's cache "
+        "(models--ORG--NAME), whose snapshot is taken; nothing is downloaded.",
     )
     dinov3_dir: Path | None = Field(
         None, description="Folder of DINOv3 ViT-L; by default that which pipeline.json names."

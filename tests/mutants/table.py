@@ -1314,6 +1314,67 @@ _CONTRACT: tuple[Mutant, ...] = (
     ),
 )
 
+
+_TOKEN_FREE = "tests/test_image.py::test_the_default_build_needs_no_token_and_fetches_no_model"
+_LICENCES = "builder/licences.py"
+_HUB_CACHE = "tests/test_checkpoint.py::test_models_are_found_in_the_snapshot_of_a_hubs_cache"
+
+_IMAGE: tuple[Mutant, ...] = (
+    Mutant(
+        "the image that is built without a target needs no token",
+        "Dockerfile",
+        "FROM worker AS slim",
+        "FROM full AS slim",
+        (_TOKEN_FREE,),
+    ),
+    Mutant(
+        "hosts with drivers later than the toolkit are allowed",
+        "builder/toolkits.py",
+        "return _REPORTED[_REPORTED.index(self.floor) :]",
+        "return (self.floor,)",
+        ("tests/test_image.py::test_hub_deploy_script_and_guide_name_the_same_hosts",),
+    ),
+    Mutant(
+        "no checkpoint is fetched that pipeline.json does not name",
+        "builder/fetch_models.py",
+        'return [f"{where}.*" for where in models if where.startswith("ckpts/")]',
+        'return ["ckpts/*" for where in models if where]',
+        ("tests/test_builder.py::test_models_are_fetched_rewritten_recorded_and_verified",),
+    ),
+    Mutant(
+        "a remover for non-commercial use is warned of",
+        "builder/fetch_models.py",
+        "            if name in NOT_COMMERCIAL:",
+        "            if False:",
+        (
+            "tests/test_builder.py"
+            "::test_a_remover_for_non_commercial_use_is_taken_on_demand_alone_and_warned_of",
+        ),
+    ),
+    Mutant(
+        "each licence of an AND has to be accepted",
+        _LICENCES,
+        "        wrong = wrong + more",
+        "        wrong = wrong and more",
+        ("tests/test_licences.py::test_an_expression_is_accepted_as_a_whole",),
+    ),
+    Mutant(
+        "a kernel cache of another user's is copied",
+        "trellis_runtime/engines/trellis2/device/kernel_cache.py",
+        "    if not _is_ours(place):",
+        "    if False:",
+        ("tests/test_start.py::test_a_kernel_cache_that_is_no_folder_stops_nothing",),
+    ),
+    Mutant(
+        "the snapshot of a hub's cache is found",
+        "trellis_runtime/engines/trellis2/upstream/checkpoints.py",
+        "    folder = _snapshot(folder)\n",
+        "",
+        (_HUB_CACHE,),
+    ),
+)
+
+
 MUTANTS: tuple[Mutant, ...] = (
-    _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS + _SPEED + _CONTRACT
+    _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS + _SPEED + _CONTRACT + _IMAGE
 )

@@ -12,7 +12,7 @@ import io
 import struct
 
 import numpy as np
-import pillow_heif
+import pi_heif
 from PIL import Image, ImageCms
 
 from trellis_runtime.assets.essentials import essentials
@@ -23,7 +23,7 @@ from trellis_runtime.settings import ImageLimits
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
 """What is decoded; Pillow is told to try nothing else."""
 
-pillow_heif.register_heif_opener()
+pi_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # ours is checked from the header, and is a refusal, not a warning
 
 # What decoders are known to raise on hostile bytes. MemoryError is among them: a header may lie.

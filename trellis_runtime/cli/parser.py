@@ -61,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(err, SetupFailed) else 1
 
 
+def _add_checks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check.add_check(commands.add_parser("check", help="what this machine can do, in one page"))
+    add_acceptance(
+        commands.add_parser(
+            "acceptance", help="hold the GPU engine against upstream, once, on real weights"
+        )
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trellis_runtime",
@@ -75,13 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     shower = commands.add_parser("show", help="show the answer that a job left in its folder")
     shower.add_argument("folder", type=Path, help="the job's folder, output/JOB_ID for one")
     shower.set_defaults(run=show)
-    checker = commands.add_parser("check", help="what this machine can do, in one page")
-    check.add_check(checker)
-    add_acceptance(
-        commands.add_parser(
-            "acceptance", help="hold the GPU engine against upstream, once, on real weights"
-        )
-    )
+    _add_checks(commands)
     schema = commands.add_parser(
         "schema", help="print the JSON Schema of a request or of an answer"
     )

@@ -27,8 +27,8 @@ ABOUT: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "check": (
         "Print what this machine can do: engines, card, disk, bucket (a small object is written to "
-        "it and removed). Ends with 1 when a worker with these settings could not serve. --deep loads "
-        "the GPU engine's models too.",
+        "it and removed). Ends with 1 when a worker with these settings could not serve. --deep "
+        "loads the GPU engine's models too.",
         ("check", "check --deep"),
     ),
     "acceptance": (

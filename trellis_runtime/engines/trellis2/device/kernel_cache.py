@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,9 +58,17 @@ def use_for_card(folder: Path, seed: Path | None) -> bool:
 def activate(folder: Path, seed: Path | None, key: str) -> bool:
     """Point the libraries at `folder/key`, filled from `seed/key` where it is new.
 
-    Must come before Triton, FlexGEMM and Warp are imported. Returns whether there were results.
+    Must come before Triton, FlexGEMM and Warp are imported. Where this process may not write there
+    (another user's worker filled the volume), it takes a copy of its own, which ends with the
+    machine. Returns whether there were results.
     """
     place = folder / key
+    if not _is_ours(place):
+        own = Path(tempfile.mkdtemp(prefix="trellis2-kernels-")) / key
+        logger().warning("kernel_cache_not_writable", folder=str(place), instead=str(own))
+        if place.is_dir():
+            _copy(place, own)
+        place = own
     if seed is not None and not place.exists() and (seed / key).is_dir():
         _copy(seed / key, place)
     found = any(place.glob("*")) if place.is_dir() else False
@@ -68,6 +77,13 @@ def activate(folder: Path, seed: Path | None, key: str) -> bool:
         os.environ[variable] = str(place / name)  # noqa: TID251 - the libraries read it
     logger().info("kernel_cache", folder=str(place), found=found)
     return found
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether results can be written into `place` and what is in it, which is made if need be."""
+    nearest = next((p for p in (place, *place.parents) if p.exists()), place)
+    inside = place.iterdir() if place.is_dir() else ()
+    return nearest.is_dir() and all(os.access(p, os.W_OK) for p in (nearest, *inside))
 
 
 def _copy(source: Path, target: Path) -> None:

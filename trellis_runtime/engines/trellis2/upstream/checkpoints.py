@@ -69,7 +69,11 @@ class PipelineFiles:
 
 
 def find_pipeline(folder: Path, needed: tuple[str, ...]) -> PipelineFiles:
-    """Return the files of a model folder; raises `SetupFailed` that names the first one absent."""
+    """Return the files of a model folder, or of the snapshot in a folder of a hub's cache.
+
+    Raises `SetupFailed` that names the first one absent.
+    """
+    folder = _snapshot(folder)
     config = folder / "pipeline.json"
     args = _read_json(config).get("args")
     if not isinstance(args, dict) or not isinstance(args.get("models"), dict):
@@ -112,6 +116,21 @@ def first_few(names: Sequence[str]) -> str:
     """Return the first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def _snapshot(folder: Path) -> Path:
+    """Return where the files are: in `folder`, or in the snapshot that its `refs/main` names.
+
+    The latter is how huggingface_hub keeps a repository, and so RunPod's model cache: the folder's
+    name, `models--ORG--NAME`, is known beforehand, the snapshot's is not.
+    """
+    named = folder / "refs/main"
+    if (folder / "pipeline.json").is_file() or not named.is_file():
+        return folder
+    snapshot = folder / "snapshots" / named.read_text().strip()
+    if not snapshot.is_dir():
+        raise SetupFailed(f"{named} names the snapshot {snapshot.name}, which is not in {folder}")
+    return snapshot
 
 
 @dataclass(frozen=True, slots=True)
