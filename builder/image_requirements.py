@@ -28,7 +28,8 @@ def read_pins(text: str) -> list[str]:
 
 
 def image_requirements(project: str, lock: str, gpu: str) -> tuple[list[str], list[str]]:
-    """Return the project's dependencies at the lock's versions, and what else the lock pins.
+    """Return the project's dependencies, and those of its extra `formats`, at the lock's versions,
+    and what else the lock pins.
 
     Lines keep their markers; the packages of `gpu` are in neither list. Raises `LookupError` for a
     dependency that neither the lock nor `gpu` pins.
@@ -38,7 +39,9 @@ def image_requirements(project: str, lock: str, gpu: str) -> tuple[list[str], li
     for line in read_pins(lock):
         pinned.setdefault(project_name(line), []).append(line)
     found = []
-    for dependency in tomllib.loads(project)["project"]["dependencies"]:
+    stated = tomllib.loads(project)["project"]
+    formats = stated.get("optional-dependencies", {}).get("formats", [])
+    for dependency in stated["dependencies"] + formats:
         name = project_name(dependency)
         if name in already:
             continue

@@ -11,6 +11,7 @@ WorkerError
 ├── OutOfVram           worker's   no accepted rung of the ladder fits
 ├── MeshRejected        model's    another seed may help
 ├── GlbRejected         worker's   we encoded an invalid file
+├── FileRejected        worker's   we wrote an invalid file of another format
 ├── StorageFailed       outside    the result could not be delivered
 ├── AnswerTooLarge      worker's   the platform would drop the answer
 ├── JobCancelled        caller's   the platform stopped the job
@@ -152,6 +153,12 @@ class GlbRejected(WorkerError):
     """The encoded file does not pass its own inspection."""
 
     code, fault, retryable = "glb_rejected", Fault.WORKER, False
+
+
+class FileRejected(WorkerError):
+    """A file of another format than GLB could not be written as it must be."""
+
+    code, fault, retryable = "file_rejected", Fault.WORKER, False
 
 
 class StorageFailed(WorkerError):

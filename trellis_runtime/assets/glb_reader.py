@@ -108,6 +108,36 @@ def read_glb(data: bytes) -> GlbContent:
         raise GlbRejected(str(err)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class GlbParts:
+    """A good file taken apart: its document, its BIN chunk, and its primitives' raw arrays."""
+
+    document: dict[str, Any]
+    blob: bytes
+    primitives: list[tuple[dict[str, NDArray[Any]], NDArray[Any]]]
+    """For each primitive: its attributes by name, and its faces (F, 3)."""
+
+
+def take_apart(data: bytes) -> GlbParts:
+    """Return the parts of a good file, to write another from; raises `GlbRejected` for a bad."""
+    try:
+        reader = _Reader(data)
+        return reader.parts()
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
+def read_document(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return a file's JSON document and its BIN chunk, no more of it inspected.
+
+    Raises `GlbRejected` for bytes that are no GLB.
+    """
+    try:
+        return _chunks(data)
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
 class _Reader:
     """Reads a GLB with every access checked; decoded images are kept only when asked."""
 
@@ -163,6 +193,15 @@ class _Reader:
             base_color=self._texture(pbr.get("baseColorTexture")),
             metallic_roughness=self._texture(pbr.get("metallicRoughnessTexture")),
         )
+
+    def parts(self) -> GlbParts:
+        taken = []
+        for primitive in self._primitives():
+            _, indices = self._geometry(primitive)
+            attributes = self._object(primitive.get("attributes"), "attributes")
+            arrays = {name: self._accessor(at) for name, at in attributes.items()}
+            taken.append((arrays, indices.reshape(-1, 3)))
+        return GlbParts(self._json, self._bin, taken)
 
     def _primitives(self) -> list[dict[str, Any]]:
         found = []

@@ -7,19 +7,16 @@ section 4 (GLB). No extension is required unless the caller asks for WebP.
 
 from __future__ import annotations
 
-import io
-import json
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trellis_runtime.assets.color import srgb_to_linear
-from trellis_runtime.assets.glb_format import BIN_CHUNK, JSON_CHUNK, MAGIC
+from trellis_runtime.assets.glb_format import pack_glb
+from trellis_runtime.assets.textures import encode_image
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
 
@@ -37,7 +34,10 @@ class EncodedGlb:
 
 
 def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]) -> EncodedGlb:
-    """Return `asset` as GLB; `extras` (plain JSON) are kept in the file's `asset` object."""
+    """Return `asset` as GLB; `extras` (plain JSON) are kept in the file's `asset` object.
+
+    An extra with the name `CONTENT_HASH` gets the hash of the file's BIN chunk.
+    """
     builder = _Builder()
     attributes = {
         "POSITION": builder.accessor(asset.vertices, "VEC3", _ARRAY_BUFFER, bounds=True),
@@ -66,7 +66,7 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
         "meshes": [{"primitives": primitives}],
         "materials": [_material(asset, mode, pbr) for mode, _ in groups],
     }
-    return EncodedGlb(_pack(document, builder.blob), used_format)
+    return EncodedGlb(pack_glb(document, builder.blob), used_format)
 
 
 def _groups(asset: Asset) -> list[tuple[str, NDArray[np.uint32]]]:
@@ -164,7 +164,7 @@ def _pbr(
         else:
             pbr["metallicFactor"] = 0.0
         with ThreadPoolExecutor(len(jobs)) as pool:  # the encoders release the GIL
-            images = list(pool.map(lambda job: _encode_image(*job), jobs))
+            images = list(pool.map(lambda job: encode_image(job[0], job[1], is_data=job[2]), jobs))
         used = images[0][1]
         builder.textures(images)
     return pbr, used
@@ -180,32 +180,6 @@ def _material(asset: Asset, mode: str, pbr: dict[str, Any]) -> dict[str, Any]:
     if asset.double_sided:
         material["doubleSided"] = True
     return material
-
-
-def _encode_image(
-    pixels: NDArray[np.uint8], form: TextureFormat, is_data: bool
-) -> tuple[bytes, str]:
-    """Encode one texture; data maps never lose a bit. A failing encoder gives way to PNG."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    options: dict[str, Any] = {"compress_level": 4}
-    if form == "webp":
-        # quality 40, method 2: half as long to twice as long again, for 0 to 20 % less
-        options = {"lossless": True, "quality": 10, "method": 1, "exact": True}
-        if not is_data:
-            options = {"quality": 95, "method": 2, "exact": True}  # 4: twice the time, 2 % less
-    elif form == "jpeg":
-        if is_data or image.mode == "RGBA":
-            form = "png"  # JPEG has neither exact values nor alpha
-        else:
-            options = {"quality": 95, "subsampling": 0, "optimize": True}
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, form, **options)
-    except (OSError, ValueError):  # WebP was seen to fail on a 4096 texture: "encoding error 6"
-        if form == "png":
-            raise
-        return _encode_image(pixels, "png", is_data)
-    return buffer.getvalue(), form
 
 
 def _linear_u16(colors: NDArray[np.uint8], *, alpha: bool) -> NDArray[np.uint16]:
@@ -224,19 +198,3 @@ def _linear_u16(colors: NDArray[np.uint8], *, alpha: bool) -> NDArray[np.uint16]
 def _narrow(faces: NDArray[np.uint32]) -> NDArray[Any]:
     # 65535 itself is the restart index of some APIs and is not allowed
     return faces.astype(np.uint16) if int(faces.max()) < 65535 else faces.astype(np.uint32)
-
-
-def _pack(document: dict[str, Any], blob: bytearray) -> bytes:
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    blob.extend(b"\0" * (-len(blob) % 4))
-    total = 12 + 8 + len(text) + 8 + len(blob)
-    return b"".join(
-        [
-            struct.pack("<III", MAGIC, 2, total),
-            struct.pack("<II", len(text), JSON_CHUNK),
-            text,
-            struct.pack("<II", len(blob), BIN_CHUNK),
-            blob,
-        ]
-    )
