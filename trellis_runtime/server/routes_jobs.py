@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from trellis_runtime.assets.glb_reader import read_glb
-from trellis_runtime.contract.files import MODEL, RESULT_FILES
+from trellis_runtime.contract.files import MODEL, file_called
 from trellis_runtime.errors import InvalidInput
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
@@ -110,7 +110,7 @@ def _add_files(app: FastAPI, served: Served) -> None:
         """Send one of a job's files."""
         _, jobs = served.ready()
         path = jobs.folder(job_id) / name
-        kept = RESULT_FILES.get(name)
+        kept = file_called(name)
         if kept is None or not path.is_file():
             raise HTTPException(404, f"job {job_id} has no file {name!r} here")
         return FileResponse(path, media_type=kept.content_type, filename=f"{job_id}-{name}",
