@@ -381,7 +381,7 @@ def test_z_up_turns_and_mirrors_nothing(mug: Asset) -> None:
 
 def test_a_flat_asset_is_not_scaled_to_infinity() -> None:
     flat = ball()
-    flat = replace(flat, vertices=flat.vertices * np.float32([1, 1, 0]))
+    flat = replace(flat, vertices=flat.vertices * np.array([1, 1, 0], np.float32))
     placed = place(flat, Placement(size_m=1.0, axis="z"))
     assert np.array_equal(placed.vertices, flat.vertices)
 
