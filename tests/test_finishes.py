@@ -18,12 +18,14 @@ import trimesh
 from tests.conftest import picture, pixels
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, SeaweedFs
+from tests.test_delivery import ON_PLATFORM
 from tests.test_delivery import handle as handle_on_platform
 from tests.test_delivery import worker as platform_worker
 from tests.test_glb import parts
 from tests.test_quality_retries import GOOD, LEAKY, Reported
 from tests.test_server_endpoint import Endpoint, beside, ended, submit
 from tests.test_worker import PHOTO, QUICK, handle, start
+from trellis_runtime.assets.glb_reader import read_textures
 from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.engine import Asset, CutOut, Generation
 from trellis_runtime.contract.files import FORMATS, file_called
@@ -34,6 +36,7 @@ from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault, InvalidInput, MeshRejected, OutOfVram
 from trellis_runtime.worker.finishes import Finisher, settle
+from trellis_runtime.worker.worker import Worker
 
 ALL = [
     {"name": "phone", "decimation_target": 1000, "texture_size": 1024, "compression": "draco"},
@@ -454,3 +457,67 @@ def test_addresses_with_signatures_are_not_in_the_recipe(tmp_path: Path) -> None
     generation, descent = opened(parse_request(PLAIN), EmbeddedEngine())
     told = recipe(EngineInfo(name="x"), request, "0" * 64, descent, generation.asset())
     assert "SECRET" not in json.dumps(told)
+
+
+# --- delivery without a bucket ----------------------------------------------------------------
+
+
+def on_platform(tmp_path: Path, most: int) -> Worker:
+    return platform_worker(tmp_path, **ON_PLATFORM, TRELLIS2_MAX_ANSWER_BYTES=str(most))
+
+
+def test_what_is_too_large_for_the_answer_is_compressed_before_it_is_refused(
+    tmp_path: Path, khronos: Callable[[bytes], None]
+) -> None:
+    """The mildest form that fits is taken, and told; with more room it is as asked."""
+    asked = {**QUICK, "decimation_target": 20_000, "output": {"preview": False}}
+    answers = {
+        most: handle_on_platform(on_platform(tmp_path, most), f"j{most}", asked)
+        for most in (10_000_000, 690_000, 400_000)
+    }
+    found = {}
+    for most, answer in answers.items():
+        data = base64.b64decode(answer["artifact"]["base64"])
+        khronos(data)
+        assert len(json.dumps(answer)) <= most
+        found[most] = parts(data)[0].get("extensionsRequired", [])
+        codes = [warning["code"] for warning in answer["warnings"]]
+        assert ("compressed_for_delivery" in codes) == (most < 10_000_000)
+        assert answer["mesh"]["faces"] == answers[10_000_000]["mesh"]["faces"]
+    draco = "KHR_draco_mesh_compression"
+    assert found == {
+        10_000_000: [], 690_000: ["EXT_texture_webp"], 400_000: ["EXT_texture_webp", draco],
+    }  # fmt: skip
+    texts = [w["text"] for w in answers[400_000]["warnings"] if w["code"].startswith("compr")]
+    assert "WebP and its geometry was compressed with Draco" in texts[0]
+    assert answers[400_000]["texture"]["format"] == "webp"
+
+
+def test_what_fits_in_no_form_is_refused_in_words(tmp_path: Path) -> None:
+    asked = {**QUICK, "decimation_target": 20_000, "output": {"preview": False}}
+    answer = handle_on_platform(on_platform(tmp_path, 90_000), "j", asked)
+    assert answer["code"] == "answer_too_large"
+    assert "compression" in answer["error"]
+
+
+def test_a_caller_who_chose_inline_gets_the_form_that_was_asked_for(tmp_path: Path) -> None:
+    asked = {
+        **QUICK, "decimation_target": 20_000, "output": {"preview": False, "delivery": "inline"},
+    }  # fmt: skip
+    answer = handle_on_platform(on_platform(tmp_path, 400_000), "j", asked)
+    assert answer["code"] == "answer_too_large"
+
+
+def test_a_compressed_model_is_previewed_and_its_maps_are_shown(
+    tmp_path: Path, khronos: Callable[[bytes], None]
+) -> None:
+    answer = handle(start(tmp_path), PLAIN | {"output": {"compression": "draco", "size_m": 0.3}})
+    data = (tmp_path / "output/j1/model.glb").read_bytes()
+    khronos(data)
+    assert parts(data)[0]["extensionsRequired"] == ["KHR_draco_mesh_compression"]
+    assert answer["preview"]["bytes"] > 1000
+    low, high = answer["mesh"]["bounds"]
+    assert max(b - a for a, b in zip(low, high, strict=True)) == pytest.approx(0.3, abs=1e-5)
+    base, packed = read_textures(data)
+    assert base is not None and packed is not None
+    assert base.size == packed.size == (512, 512)

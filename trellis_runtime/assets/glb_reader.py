@@ -108,6 +108,17 @@ def read_glb(data: bytes) -> GlbContent:
         raise GlbRejected(str(err)) from None
 
 
+def read_textures(data: bytes) -> tuple[Image.Image | None, Image.Image | None]:
+    """Decode the first material's base colour and metallic-roughness, geometry left alone.
+
+    So files with compressed geometry are read too. Raises `GlbRejected` for a bad one.
+    """
+    try:
+        return _Reader(data).textures()
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
 @dataclass(frozen=True, slots=True)
 class GlbParts:
     """A good file taken apart: its document, its BIN chunk, and its primitives' raw arrays."""
@@ -180,19 +191,29 @@ class _Reader:
         def optional(name: str) -> NDArray[np.float32] | None:
             return self._floats(attributes[name]) if name in attributes else None
 
-        pbr: dict[str, Any] = {}
-        if "material" in primitive:
-            material = self._object(self._item("materials", primitive["material"]), "material")
-            pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
+        base_color, packed = self.textures(primitive)
         return GlbContent(
             positions=positions,
             faces=indices.reshape(-1, 3),
             normals=optional("NORMAL"),
             uvs=optional("TEXCOORD_0"),
             colors=optional("COLOR_0"),
-            base_color=self._texture(pbr.get("baseColorTexture")),
-            metallic_roughness=self._texture(pbr.get("metallicRoughnessTexture")),
+            base_color=base_color,
+            metallic_roughness=packed,
         )
+
+    def textures(
+        self, primitive: dict[str, Any] | None = None
+    ) -> tuple[Image.Image | None, Image.Image | None]:
+        """Return base colour and metallic-roughness of a primitive, the first one by default."""
+        if primitive is None:
+            primitive = next(iter(self._primitives()), {})
+        pbr: dict[str, Any] = {}
+        if "material" in primitive:
+            material = self._object(self._item("materials", primitive["material"]), "material")
+            pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
+        base = self._texture(pbr.get("baseColorTexture"))
+        return base, self._texture(pbr.get("metallicRoughnessTexture"))
 
     def parts(self) -> GlbParts:
         taken = []

@@ -86,17 +86,30 @@ class Delivery:
             return UploadStore(output.upload_url, MODEL.name, self.fetch_limits)
         if output.delivery != "inline" and (store := self._bucket_or_folder()):
             return store
-        room = self.limits.max_answer_bytes - _ANSWER_ROOM
-        if payload_bytes * 4 / 3 <= room:
+        room = self._inline_room()
+        if payload_bytes <= room:
             return InlineStore()
         if bucket := self._bucket():
             return bucket
         raise AnswerTooLarge(
             f"the result has {payload_bytes} bytes; inline, the platform takes about "
-            f"{int(room * 3 / 4)}. Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or "
-            "output.upload_url, or ask for a smaller texture_size or texture_format 'jpeg'",
+            f"{room}. Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or "
+            "output.upload_url, or ask for output.texture_format 'webp', output.compression "
+            "'draco', fewer finishes, or a smaller texture_size",
             field="output.delivery",
         )
+
+    def room_for_auto(self, output: Output, others: int) -> int | None:
+        """Return how many bytes an answer has for the model, beside `others` bytes of files.
+
+        None where delivery is not auto, or leads elsewhere than into the answer.
+        """
+        elsewhere = output.upload_url is not None or self._bucket_or_folder() is not None
+        return None if elsewhere or output.delivery != "auto" else self._inline_room() - others
+
+    def _inline_room(self) -> int:
+        """Return how many bytes of files fit an answer, as base64, beside its other fields."""
+        return int((self.limits.max_answer_bytes - _ANSWER_ROOM) * 3 / 4)
 
     def _bucket_or_folder(self) -> Store | None:
         if bucket := self._bucket():

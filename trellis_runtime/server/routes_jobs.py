@@ -14,7 +14,7 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from trellis_runtime.assets.glb_reader import read_glb
+from trellis_runtime.assets.glb_reader import read_textures
 from trellis_runtime.contract.files import MODEL, file_called
 from trellis_runtime.errors import InvalidInput
 from trellis_runtime.server.endpoint import Endpoint
@@ -149,9 +149,9 @@ async def _event_lines(jobs: Jobs, job_id: str) -> AsyncIterator[str]:
 
 
 def _map_picture(path: Path, name: str) -> bytes | None:
-    content = read_glb(path.read_bytes())
+    base_color, packed = read_textures(path.read_bytes())
     channel = _MAPS[name]
-    image = content.base_color if channel is None else content.metallic_roughness
+    image = base_color if channel is None else packed
     if image is None:
         return None
     shown = image.convert("RGB")

@@ -56,7 +56,7 @@ from trellis_runtime.contract.quality import (
     require_quality,
     retry_seed,
 )
-from trellis_runtime.contract.request import GenerationRequest
+from trellis_runtime.contract.request import Compression, GenerationRequest, TextureFormat
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
@@ -67,6 +67,7 @@ from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
 from trellis_runtime.worker.finishes import Finished, Finisher, Recipe, require_writable
+from trellis_runtime.worker.fitting import fit
 from trellis_runtime.worker.recipe import recipe
 
 Finish = Callable[[GenerationResult], bytes]
@@ -140,7 +141,14 @@ class Pipeline:
                 content = exported.glb.content
                 pictures = draw_pictures(content, made.cutout, request.output, scope)
         with scope.stage(Stage.STORE):
-            delivered = self._deliver(exported.data, pictures, made, request, delivery, scope)
+            others = [picture.data for picture in pictures]
+            others += [finished.data for finished in made.finished if finished.data is not None]
+            room = delivery.room_for_auto(request.output, sum(len(data) for data in others))
+            again = partial(self._exported, made, given)
+            exported, made.warnings = fit(exported, room, request.output, again)
+            size = len(exported.data) + sum(len(data) for data in others)
+            store = delivery.store_for(request.output, size)
+            delivered = self._deliver(exported.data, pictures, made.finished, store, scope)
         with discard_on_error(delivered.store):
             result = self._result(scope, made, exported, delivered)
             encoded = finish(result)
@@ -149,12 +157,19 @@ class Pipeline:
             scope.check()
         return result
 
-    def _exported(self, made: _EngineOutcome, given: _Input) -> Exported:
-        """Return the plain GLB, checked, as the request wants it."""
+    def _exported(
+        self,
+        made: _EngineOutcome,
+        given: _Input,
+        texture_format: TextureFormat | None = None,
+        compression: Compression | None = None,
+    ) -> Exported:
+        """Return the plain GLB, checked, as the request wants it, or in the form that is given."""
         output = given.request.output
         placement = Placement(output.size_m, output.size_axis, output.pivot)
         extras = self._recipe(given)(made.descent, made.asset)
-        return export(made.asset, output.texture_format, extras, output.compression, placement)
+        form = texture_format or output.texture_format, extras, compression or output.compression
+        return export(made.asset, *form, placement)
 
     def _recipe(self, given: _Input) -> Recipe:
         return partial(recipe, self.engine.info(), given.request, given.sha256)
@@ -163,23 +178,18 @@ class Pipeline:
     def _deliver(
         glb: bytes,
         pictures: list[Picture],
-        made: _EngineOutcome,
-        request: GenerationRequest,
-        delivery: Delivery,
+        finishes: list[Finished],
+        store: Store,
         scope: JobScope,
     ) -> _Delivered:
         """Store the pictures, the finishes, then the model: in place, it says that all is there."""
-        others = [picture.data for picture in pictures]
-        others += [finished.data for finished in made.finished if finished.data is not None]
-        size = len(glb) + sum(len(data) for data in others)
-        store = delivery.store_for(request.output, size)
         shown, files = {}, []
         with discard_on_error(store):
             for picture in pictures:
                 file = picture.file
                 shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
                 scope.check()
-            for finished in made.finished:
+            for finished in finishes:
                 files.append(finished.stored(store, scope))
                 scope.check()
             model = store.put(MODEL.name, glb, MODEL.content_type, scope)

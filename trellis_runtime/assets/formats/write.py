@@ -35,10 +35,15 @@ def write_file(asset: Asset, form: FileFormat, texture_format: TextureFormat) ->
         raise FileRejected(f"the {form} file could not be written ({type(err).__name__})") from err
 
 
+def are_installed(packages: Iterable[tuple[str, str]]) -> bool:
+    """Whether all of `packages` (import name, distribution) can be imported."""
+    return all(importlib.util.find_spec(module) is not None for module, _ in packages)
+
+
 def require_packages(packages: Iterable[tuple[str, str]], what: str, field: str) -> None:
     """Raise `InvalidInput` where one of `packages` (import name, distribution) is not installed."""
     for module, distribution in packages:
-        if importlib.util.find_spec(module) is None:
+        if not are_installed([(module, distribution)]):
             raise InvalidInput(
                 f"{what} needs {distribution}, which this worker lacks: "
                 "pip install 'trellis-runtime[formats]'",
