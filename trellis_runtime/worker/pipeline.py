@@ -168,8 +168,11 @@ class Pipeline:
         output = given.request.output
         placement = Placement(output.size_m, output.size_axis, output.pivot)
         extras = self._recipe(given)(made.descent, made.asset)
-        form = texture_format or output.texture_format, extras, compression or output.compression
-        return export(made.asset, *form, placement)
+        texture_format = texture_format or output.texture_format
+        compression = compression or output.compression
+        form = {"texture_format": texture_format, "compression": compression}
+        extras["request"]["output"] |= form  # as this file has it, whatever was asked
+        return export(made.asset, texture_format, extras, compression, placement)
 
     def _recipe(self, given: _Input) -> Recipe:
         return partial(recipe, self.engine.info(), given.request, given.sha256)
