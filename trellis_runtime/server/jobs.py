@@ -319,7 +319,8 @@ def _without_files(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer without the files that are inline: they are not kept in memory."""
     kept: dict[str, Any] = copy.deepcopy(answer)
     for _, artifact in files_told(kept):
-        artifact.pop("base64", None)
+        if artifact.get("base64"):
+            del artifact["base64"]
     return kept
 
 
