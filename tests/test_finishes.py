@@ -360,6 +360,36 @@ def test_a_file_for_printers_that_is_open_says_so() -> None:
     )
 
 
+def test_levels_of_detail_are_one_glb_each_within_its_budget(
+    tmp_path: Path, khronos: Callable[[bytes], None]
+) -> None:
+    engine = Watched()
+    lods = [2500, 1500, 1000]
+    answer = handle(start(tmp_path, engine), asking(ALL[4], lods=lods))
+    assert engine.ran.count(Stage.SHAPE) == 1
+    told = answer["files"]
+    assert [one["file_name"] for one in told] == ["print.stl", "lod0.glb", "lod1.glb", "lod2.glb"]
+    for one, budget in zip(told[1:], lods, strict=True):
+        assert 0.9 * budget <= one["faces"] <= budget
+        assert one["texture"]["size"] == 512
+        khronos((tmp_path / "output/j1" / one["file_name"]).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ({"lods": [2000, 2000]}, "fewer faces than the one before"),
+        ({"lods": [2000, 5000]}, "fewer faces than the one before"),
+        ({"lods": [999]}, "1000"),
+        ({"lods": [9000 - n for n in range(7)], "finishes": ALL[:2]}, "9 together"),
+        ({"lods": [2000], "finishes": [{"name": "lod0"}]}, "'lod0' is given twice"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(output: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        parse_request({"image": "x", "output": output})
+
+
 # --- delivery ---------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output": {"finishes": [
             {"name": "other", "decimation_target": 1500},
             {"name": "small", "decimation_target": 1000, "compression": "draco", "size_m": 2.0},
-        ]},
+        ], "lods": [1800, 1200]},
     }  # fmt: skip
     answer = handle(start(root), asked)
     assert "error" not in answer
@@ -59,7 +59,7 @@ def test_a_file_tells_what_it_is_and_that_it_is_whole(
     assert "whole: geometry and textures are as they were written" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model.glb", "small.glb"])
+@pytest.mark.parametrize("name", ["model.glb", "small.glb", "lod1.glb"])
 def test_a_file_is_made_again_from_its_picture_and_is_the_same(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

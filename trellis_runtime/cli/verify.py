@@ -77,6 +77,8 @@ def request_of(recipe: dict[str, Any], image: bytes) -> dict[str, Any]:
     wanted = [f for f in output.get("finishes", []) if f.get("name") == recipe.get("finish")]
     output |= {"delivery": "url", "preview": False, "turntable": False, "cutout": False,
                "finishes": wanted}  # fmt: skip
+    if wanted or recipe.get("finish") is None:
+        output["lods"] = []  # it is none of them
     return request | {
         "image": base64.b64encode(image).decode(),
         "seed": recipe.get("seed"),
@@ -118,8 +120,8 @@ def _made_again(recipe: dict[str, Any], image: bytes) -> bytes | str:
             worker.close()
         if "error" in answer:
             return str(answer["error"])
-        named = [told["file_name"] for told in answer["files"] if told["artifact"]]
-        name = named[0] if recipe.get("finish") and named else MODEL.name
+        named = {t["name"]: t["file_name"] for t in answer["files"] if t["artifact"]}
+        name = named.get(recipe.get("finish"), MODEL.name)
         return (Path(folder) / _JOB / name).read_bytes()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -290,8 +291,42 @@ class Output(RequestModel):
         description="More files of the same asset, made from the same sampling: at most 8, each "
         "with a name of its own. The answer's files tells of them.",
     )
+    lods: Annotated[tuple[_Faces, ...], Field(strict=False)] = Field(
+        (),
+        max_length=MOST_FINISHES,
+        description="Levels of detail: the most faces of each, largest first. Each is one more GLB "
+        "with a texture of its own, lod0, lod1, ... in the answer's files, behind the finishes; "
+        "finishes and lods are at most 8 together.",
+    )
 
     _trimmed = field_validator("upload_url", mode="before")(_trim)
+
+    @property
+    def all_finishes(self) -> tuple[Finish, ...]:
+        """The finishes, and one for each level of detail."""
+        levels = (
+            Finish(name=f"lod{number}", decimation_target=faces)
+            for number, faces in enumerate(self.lods)
+        )
+        return (*self.finishes, *levels)
+
+    @field_validator("lods")
+    @classmethod
+    def _largest_first(cls, lods: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after >= before for before, after in pairwise(lods)):
+            raise ValueError("each level must have fewer faces than the one before")
+        return lods
+
+    @model_validator(mode="after")
+    def _few_and_named_apart(self) -> Output:
+        if (count := len(self.finishes) + len(self.lods)) > MOST_FINISHES:
+            raise ValueError(
+                f"finishes and lods are {count} together; at most {MOST_FINISHES} are made"
+            )
+        levels = {f"lod{number}" for number in range(len(self.lods))}
+        if taken := sorted(levels & {finish.name for finish in self.finishes}):
+            raise ValueError(f"the name {taken[0]!r} is given twice: lods have it")
+        return self
 
     @field_validator("finishes")
     @classmethod

@@ -174,7 +174,7 @@ class Finisher:
     def make(self, scope: JobScope) -> list[Finished]:
         """Return each finish, made or failed, in the request's order."""
         self._made = [(self.descent.requested, self.asset, self.descent)]
-        finishes = self.request.output.finishes
+        finishes = self.request.output.all_finishes
         finished = []
         with scope.stage(Stage.FINISH):
             for number, finish in enumerate(finishes):

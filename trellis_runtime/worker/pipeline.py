@@ -129,7 +129,7 @@ class Pipeline:
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
-        scope.weights[Stage.FINISH] *= len(request.output.finishes)
+        scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
         with scope.stage(Stage.IMAGE):
             given = load_image(request, self.image_limits, self.fetch_limits, scope)
         made = self._accepted(given, seed, scope)
@@ -233,7 +233,7 @@ class Pipeline:
             while stage is not None:
                 stage = self._attempt(generation, stage, descent, attempts, scope)
             made = _EngineOutcome(generation.asset(), generation.cutout(), descent, attempts)
-            if given.request.output.finishes and not _failed(made.asset, given.request):
+            if given.request.output.all_finishes and not _failed(made.asset, given.request):
                 finisher = Finisher(
                     generation, descent, made.asset, given.request, self._recipe(given)
                 )
