@@ -35,7 +35,9 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault, InvalidInput, MeshRejected, OutOfVram
+from trellis_runtime.worker.export import Exported, export
 from trellis_runtime.worker.finishes import Finisher, settle
+from trellis_runtime.worker.fitting import fit
 from trellis_runtime.worker.worker import Worker
 
 ALL = [
@@ -521,6 +523,27 @@ def test_what_is_too_large_for_the_answer_is_compressed_before_it_is_refused(
     texts = [w["text"] for w in answers[400_000]["warnings"] if w["code"].startswith("compr")]
     assert "WebP and its geometry was compressed with Draco" in texts[0]
     assert answers[400_000]["texture"]["format"] == "webp"
+
+
+def test_the_bytes_of_a_mesh_are_known_without_encoding_it(tmp_path: Path) -> None:
+    """So a step that cannot be enough is not tried: WebP for a mesh that is too large itself."""
+    generation, _ = opened(parse_request(PLAIN), EmbeddedEngine())
+    exported = export(generation.asset(), "png", {})
+    images = [view["bufferView"] for view in parts(exported.data)[0]["images"]]
+    views = parts(exported.data)[0]["bufferViews"]
+    real = sum(v["byteLength"] for number, v in enumerate(views) if number not in images)
+    assert exported.geometry_bytes == real
+    tried: list[str] = []
+
+    def again(texture_format: str, compression: str) -> Exported:
+        tried.append(compression)
+        return exported
+
+    output = parse_request(PLAIN).output
+    fit(exported, real - 1, output, again)
+    assert tried == ["draco"]
+    fit(exported, len(exported.data) - 1, output, again)
+    assert tried == ["draco", "none", "draco"]
 
 
 def test_what_fits_in_no_form_is_refused_in_words(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Each step keeps every face; the mildest that fits is taken, and the answer says 
     textures as WebP                          EXT_texture_webp
     and the geometry compressed with Draco    EXT_texture_webp, KHR_draco_mesh_compression
 
-A step that the caller has asked for already is passed over.
+A step that the caller has asked for already, or that cannot be enough, is passed over.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def fit(
         return exported, []
     asked = len(exported.data)
     for texture_format, compression in _steps(output):
+        if compression == "none" and exported.geometry_bytes > room:
+            continue  # its textures could be nothing, and it would not fit
         smaller = again(texture_format, compression)
         if len(smaller.data) <= room:
             changes = [
