@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trellis_runtime.assets.formats.archive import zipped
-from trellis_runtime.assets.textures import encode_image
+from trellis_runtime.assets.glb_writer import encode_image
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
 
@@ -57,12 +57,16 @@ def _pictures(asset: Asset, form: TextureFormat) -> dict[str, tuple[str, bytes]]
         data, used = encode_image(asset.base_color[..., :3], form, is_data=False)
         made["base_color"] = _SUFFIX[used], data
         if asset.alpha_mode != "OPAQUE" and asset.base_color.shape[2] == 4:
-            made["opacity"] = "png", encode_image(asset.base_color[..., 3], "png", is_data=True)[0]
+            made["opacity"] = "png", _grey(asset.base_color[..., 3])
     if asset.metallic_roughness is not None:
         for name, channel in (("roughness", 1), ("metallic", 2)):
-            grey = asset.metallic_roughness[..., channel]
-            made[name] = "png", encode_image(grey, "png", is_data=True)[0]
+            made[name] = "png", _grey(asset.metallic_roughness[..., channel])
     return made
+
+
+def _grey(channel: NDArray[np.uint8]) -> bytes:
+    """Return a channel (H, W) as a picture whose red, green and blue are it."""
+    return encode_image(np.repeat(channel[..., None], 3, axis=2), "png", is_data=True)[0]
 
 
 def _mtl(asset: Asset, pictures: dict[str, tuple[str, bytes]]) -> str:

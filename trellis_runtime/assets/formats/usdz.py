@@ -15,7 +15,7 @@ import numpy as np
 
 from trellis_runtime.assets.color import srgb_to_linear
 from trellis_runtime.assets.formats.archive import aligned_zip
-from trellis_runtime.assets.textures import encode_image
+from trellis_runtime.assets.glb_writer import encode_image
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
 
