@@ -293,6 +293,14 @@ def test_a_finish_that_fails_leaves_the_others_alone(tmp_path: Path, error: Any)
     }  # fmt: skip
 
 
+def test_a_finish_that_crashes_is_told_without_what_it_said(tmp_path: Path) -> None:
+    answer = handle(start(tmp_path, Watched(1, KeyError("/secret/path"))), asking(ALL[0], ALL[1]))
+    phone, usdz = answer["files"]
+    assert (phone["error"]["code"], phone["error"]["retryable"]) == ("internal", True)
+    assert "secret" not in json.dumps(answer)
+    assert usdz["error"] is None
+
+
 def test_an_engine_that_cannot_be_trusted_ends_the_job(tmp_path: Path) -> None:
     answer = handle(start(tmp_path, Watched(1, EngineFault("CUDA error"))), asking(ALL[0]))
     assert answer["code"] == "engine_fault"

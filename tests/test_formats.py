@@ -21,7 +21,7 @@ from tests.conftest import JS, picture, pixels
 from tests.test_glb import ball, parts
 from trellis_runtime.assets.color import linear_to_srgb
 from trellis_runtime.assets.formats import require_packages, write_file
-from trellis_runtime.assets.glb_draco import POSITION_BITS, compress_glb
+from trellis_runtime.assets.glb_draco import POSITION_BITS, _through_draco, compress_glb
 from trellis_runtime.assets.glb_format import CONTENT_HASH
 from trellis_runtime.assets.glb_reader import read_glb
 from trellis_runtime.assets.glb_writer import encode_glb
@@ -401,6 +401,13 @@ def test_a_library_that_fails_is_an_error_of_one_file() -> None:
     broken = ball(uvs=np.zeros((3, 2), np.float32), vertex_colors=np.zeros((2, 3), np.uint8))
     with pytest.raises(FileRejected, match="ply file"):
         write_file(broken, "ply", "png")
+
+
+def test_a_mesh_that_draco_does_not_take_is_refused() -> None:
+    whole = ball()
+    points = np.full_like(whole.vertices, np.nan)
+    with pytest.raises(FileRejected, match="Draco does not take the mesh"):
+        _through_draco(points, whole.faces, normals=np.zeros((2, 3)))
 
 
 def test_what_compression_lost_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

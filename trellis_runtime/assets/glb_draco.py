@@ -50,13 +50,11 @@ def compress_glb(data: bytes, texture_size: int = 0) -> bytes:
 
 
 def _pack(attributes: dict[str, NDArray[Any]], faces: NDArray[Any], texture_size: int) -> _Packed:
-    import DracoPy
-
     used, corners = np.unique(faces, return_inverse=True)
     kept = {name: np.ascontiguousarray(values[used]) for name, values in attributes.items()}
     faces = corners.reshape(-1, 3).astype(np.uint32)
     uvs, colors = kept.get("TEXCOORD_0"), kept.get("COLOR_0")
-    data = DracoPy.encode(
+    data, found = _through_draco(
         kept["POSITION"],
         faces,
         quantization_bits=POSITION_BITS,
@@ -67,7 +65,6 @@ def _pack(attributes: dict[str, NDArray[Any]], faces: NDArray[Any], texture_size
         tex_coord_quantization_bits=_uv_bits(texture_size),
         generic_attributes=None if colors is None else {_COLOR_ID: colors},
     )
-    found = DracoPy.decode(data)
     by_type = {told["attribute_type"]: told for told in found.attributes}
     told = {name: by_type.get(_TYPES[name]) for name in kept}
     if None in told.values():
@@ -80,6 +77,20 @@ def _pack(attributes: dict[str, NDArray[Any]], faces: NDArray[Any], texture_size
     )
     _require_same(kept, faces, packed)
     return packed
+
+
+def _through_draco(
+    points: NDArray[np.float32], faces: NDArray[np.uint32], **options: Any
+) -> tuple[bytes, Any]:
+    """Return a compressed mesh, and what it decodes to; raises `FileRejected`."""
+    import DracoPy
+
+    failures = (DracoPy.EncodingFailedException, DracoPy.FileTypeException)
+    try:
+        data = DracoPy.encode(points, faces, **options)
+        return data, DracoPy.decode(data)
+    except (*failures, ValueError, AssertionError, RuntimeError) as err:
+        raise FileRejected(f"Draco does not take the mesh ({type(err).__name__})") from err
 
 
 def _uv_bits(texture_size: int) -> int:

@@ -114,13 +114,15 @@ class FinishedFile(WireModel):
     name: str = Field(description="As the request has it.")
     format: FileFormat = Field(description="As the request has it.")
     file_name: str = Field(description="The file's name in the job's folder.")
-    artifact: Artifact | None = None
-    error: FinishError | None = None
+    artifact: Artifact | None = Field(None, description="Where the file is; null with an error.")
+    error: FinishError | None = Field(None, description="Why it was not made; null with a file.")
     faces: int | None = Field(None, ge=0, description="Triangles in the file.")
     mesh: MeshReport | None = Field(
         None, description="Counted before the file was scaled; bounds are the asset's own."
     )
-    texture: TextureReport | None = None
+    texture: TextureReport | None = Field(
+        None, description="Of this file; size 0 where it has none."
+    )
     quality: QualityReport | None = Field(
         None, description="Of this file's mesh and texture; null where the engine measures none."
     )

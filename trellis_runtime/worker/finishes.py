@@ -49,6 +49,7 @@ from trellis_runtime.contract.stages import Stage
 from trellis_runtime.delivery.storage import Store
 from trellis_runtime.errors import (
     DeadlineExceeded,
+    InternalError,
     JobCancelled,
     OutOfVram,
     WorkerError,
@@ -197,6 +198,9 @@ class Finisher:
                 "finish_failed", job_id=scope.job_id, format=order.format, code=err.code,
                 reason=err.message,
             )  # fmt: skip
+        except Exception:  # noqa: BLE001 - whatever a library does to one file, the others are made
+            logger().exception("finish_crashed", job_id=scope.job_id, format=order.format)
+            facts = {"error": _error(InternalError("this file failed; see the worker's log"))}
         seconds = round(time.perf_counter() - started, 4)
         told = told.model_copy(update={**facts, "seconds": seconds})
         return Finished(file, told, data)
