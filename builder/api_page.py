@@ -59,6 +59,9 @@ def _fields(
         reference = part.get("$ref")
         if reference is None:
             yield prefix + name, part, default
+            if item := part.get("items", {}).get("$ref"):
+                inner = schema["$defs"][item.rsplit("/", 1)[1]]
+                yield from _fields(schema, inner["properties"], f"{prefix}{name}[].", {})
             continue
         inner = schema["$defs"][reference.rsplit("/", 1)[1]]
         yield from _fields(schema, inner["properties"], f"{prefix}{name}.", default or {})
@@ -76,7 +79,13 @@ def _type(part: dict[str, Any]) -> str:
 def _list(part: dict[str, Any]) -> str:
     if "prefixItems" in part:
         return f"{len(part['prefixItems'])} numbers, {_range(part['prefixItems'][0])}"
-    return f"list of {_type(part['items'])}"
+    most = f", at most {part['maxItems']}" if "maxItems" in part else ""
+    item = (
+        "objects"
+        if "$ref" in part["items"]
+        else _type(part["items"]).replace("number", "numbers", 1)
+    )
+    return f"list of {item}{most}"
 
 
 def _text(part: dict[str, Any]) -> str:
@@ -99,7 +108,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
 def _range(part: dict[str, Any]) -> str:
     if "minimum" not in part:
         return ""
-    return f"{part['minimum']:g} to {part['maximum']:,}".replace(",", " ")
+    return f"{part['minimum']:g} to {part['maximum']:,.10g}".replace(",", " ")
 
 
 def _cell(text: str) -> str:

@@ -3,8 +3,9 @@
     python builder/image_requirements.py FOLDER TOOLKIT OUT
 
 FOLDER holds pyproject.toml, requirements.lock, requirements-gpu.txt and toolkits/. OUT gets
-`requirements.txt`, the dependencies of the worker and of `serve`, and `constraints.txt`, every pin:
-the lock's, or the GPU files' where those have the package too. Standard library only.
+`requirements.txt`, the dependencies of the worker, of its formats and of `serve`, and
+`constraints.txt`, every pin: the lock's, or the GPU files' where those have the package too.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("serve",)
+EXTRAS = ("formats", "serve")
 """Optional dependencies that the image installs."""
 
 

@@ -42,6 +42,11 @@ def save(answer: dict[str, Any], folder: Path) -> list[Path]:
             path = folder / name
             path.write_bytes(contents(answer[field]))
             written.append(path)
+    for told in answer.get("files", []):
+        if told["artifact"]:
+            path = folder / Path(told["file_name"]).name
+            path.write_bytes(contents(told["artifact"]))
+            written.append(path)
     return written
 
 

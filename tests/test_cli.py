@@ -57,6 +57,18 @@ def test_run_makes_a_glb_and_says_where(photo_file: Path, tmp_path: Path) -> Non
     assert last[2] == "degradation level: 0 (as_asked, lossless): nothing was given up"
 
 
+def test_run_makes_other_formats_too(photo_file: Path, tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "-m", "trellis_runtime", "run", str(photo_file), "--preset", "fast",
+        "--also", "stl", "--also", "usdz", "--also", "stl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = {line.split(":")[0]: line.split()[1] for line in done.stdout.splitlines()[1:-1]}
+    assert Path(lines["stl"]).stat().st_size > 1000
+    assert Path(lines["usdz"]).name == "model-usdz.usdz"
+    assert Path(lines["GLB"]).is_file()
+
+
 def test_run_tells_what_was_given_up(photo_file: Path, tmp_path: Path) -> None:
     done = run(
         tmp_path, "-m", "trellis_runtime", "run", str(photo_file), "--preset", "fast",

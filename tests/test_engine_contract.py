@@ -18,13 +18,14 @@ from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
 from trellis_runtime.contract.engine import Asset, Engine
-from trellis_runtime.contract.ladder import Plan, ladder
+from trellis_runtime.contract.ladder import LadderState, Plan, ladder
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import DeadlineExceeded, ImageRejected, JobCancelled
 from trellis_runtime.settings import Settings, Trellis2
+from trellis_runtime.worker.finishes import Finisher
 
 MUG = pixels(picture(256))
 ASKED = Plan.as_asked(
@@ -206,3 +207,40 @@ def test_one_opaque_pixel_is_refused(engine: Engine) -> None:
     dust[100, 100] = 255
     with pytest.raises(ImageRejected, match="foreground"):
         run(engine, ASKED, image=dust)
+
+
+def test_finishes_are_baked_from_what_was_sampled_once(engine: Engine) -> None:
+    """Another budget, colours at the vertices, a closed surface for printers: no stage but bake."""
+    request = parse_request(
+        {
+            "image": "x",
+            "resolution": 512,
+            "texture_size": 512,
+            "decimation_target": 20_000,
+            "output": {
+                "finishes": [
+                    {"name": "small", "decimation_target": 2000, "texture_size": 1024},
+                    {"name": "print", "format": "3mf"},
+                    {"name": "points", "format": "ply", "decimation_target": 3000},
+                    {"name": "look", "format": "usdz"},
+                ]
+            },
+        }
+    )
+    generation = engine.begin(MUG, ASKED)
+    try:
+        for stage in ENGINE_STAGES:
+            generation.run(stage, ASKED, JobScope("x"))
+        first = generation.asset()
+        finisher = Finisher(generation, LadderState.begin(ASKED, 12), first, request, lambda *_: {})
+        finished = finisher.make(JobScope("x"))
+    finally:
+        generation.close()
+    told = [one.told for one in finished]
+    assert [one.error for one in told] == [None] * 4
+    assert told[0].faces is not None and 1000 < told[0].faces <= 2000
+    assert [one.texture.size for one in told if one.texture] == [1024, 0, 0, 512]
+    assert told[3].faces == len(first.faces)
+    assert told[1].warnings == []  # closed
+    require_glb(finished[0].data or b"")
+    assert (told[0].quality is None) != engine.measures_quality

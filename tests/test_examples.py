@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -85,6 +87,16 @@ def test_a_file_that_is_not_what_was_sent_is_refused(tmp_path: Path) -> None:
         save({"artifact": artifact}, tmp_path)
     with pytest.raises(ValueError, match="out_of_vram"):
         save({"error": "out_of_vram: no rung fits"}, tmp_path)
+
+
+def test_finishes_are_saved_and_stay_in_the_folder(tmp_path: Path) -> None:
+    data = b"solid nothing"
+    artifact = {"base64": base64.b64encode(data).decode(), "url": None,
+                "sha256": hashlib.sha256(data).hexdigest()}  # fmt: skip
+    failed = {"file_name": "b.ply", "artifact": None}
+    files = [{"file_name": "../a.stl", "artifact": artifact}, failed]
+    assert save({"files": files}, tmp_path / "out") == [tmp_path / "out/a.stl"]
+    assert (tmp_path / "out/a.stl").read_bytes() == data
 
 
 def test_the_examples_names_are_the_workers() -> None:

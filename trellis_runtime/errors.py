@@ -195,6 +195,13 @@ class GlbRejected(WorkerError):
     remedy = "Report it with the job's id: this is a fault of the worker."
 
 
+class FileRejected(WorkerError):
+    """A file of another format than GLB could not be written as it must be."""
+
+    code, fault, retryable, status = "file_rejected", Fault.WORKER, False, 500
+    remedy = "Ask for another format, or report it with the job's id."
+
+
 class StorageFailed(WorkerError):
     """The result could not be delivered; the message has the store's own code."""
 

@@ -560,8 +560,8 @@ _SERVER_DOORS: tuple[Mutant, ...] = (
     Mutant(
         "inline files are not kept in memory",
         "trellis_runtime/server/jobs.py",
-        'if k != "base64"}',
-        "if k}",
+        '            del artifact["base64"]',
+        "            pass",
         ("tests/test_server_doors.py::test_an_inline_answer_reaches_its_caller_and_is_not_kept",),
     ),
     Mutant(
@@ -1045,6 +1045,93 @@ _BAKE: tuple[Mutant, ...] = (
     ),
 )
 
+_FIN = "tests/test_finishes.py::"
+_FORMATS: tuple[Mutant, ...] = (
+    Mutant(
+        "a finish that fails does not take the others with it",
+        "trellis_runtime/worker/finishes.py",
+        "            if isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker:",
+        "            if True:",
+        (f"{_FIN}test_a_finish_that_fails_leaves_the_others_alone",),
+    ),
+    Mutant(
+        "an engine that cannot be trusted ends the job, in a finish too",
+        "trellis_runtime/worker/finishes.py",
+        "            if isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker:",
+        "            if isinstance(err, JobCancelled | DeadlineExceeded):",
+        (f"{_FIN}test_an_engine_that_cannot_be_trusted_ends_the_job",),
+    ),
+    Mutant(
+        "finishes that want the same bake share it",
+        "trellis_runtime/worker/finishes.py",
+        "            if made == plan:",
+        "            if False:",
+        (f"{_FIN}test_sampling_is_done_once_and_each_file_is_as_it_is_told",),
+    ),
+    Mutant(
+        "a rung that lowered one bake does not lower the next",
+        _LADDER,
+        "rung.lossless or rung.restarts_at is not None]",
+        "True]",
+        (f"{_FIN}test_rungs_that_lowered_one_bake_do_not_lower_the_next",),
+    ),
+    Mutant(
+        "an absent library is told before anything is computed",
+        _PIPELINE,
+        "        require_writable(request.output)\n",
+        "",
+        (f"{_FIN}test_a_library_that_is_absent_is_told_before_anything_is_computed",),
+    ),
+    Mutant(
+        "no address goes into a file's recipe",
+        "trellis_runtime/worker/recipe.py",
+        '"output": {"upload_url": True}',
+        '"output": set()',
+        (f"{_FIN}test_addresses_with_signatures_are_not_in_the_recipe",),
+    ),
+    Mutant(
+        "an earlier result counts only with all of its finishes",
+        "trellis_runtime/delivery/earlier.py",
+        "            if not store.holds(told.artifact, told.file_name, scope):",
+        "            if False:",
+        (f"{_FIN}test_a_job_that_is_run_again_finds_its_finishes_in_the_bucket",),
+    ),
+    Mutant(
+        "what is too large for the answer is compressed before it is refused",
+        "trellis_runtime/worker/fitting.py",
+        "    if room is None or len(exported.data) <= room:",
+        "    if True:",
+        (f"{_FIN}test_what_is_too_large_for_the_answer_is_compressed_before_it_is_refused",),
+    ),
+    Mutant(
+        "a file for printers is in millimetres",
+        "trellis_runtime/contract/files.py",
+        '"stl": FormatFacts("stl", "model/stl", up="z", per_metre=1000.0, printed=True)',
+        '"stl": FormatFacts("stl", "model/stl", up="z", printed=True)',
+        (f"{_FIN}test_sampling_is_done_once_and_each_file_is_as_it_is_told",),
+    ),
+    Mutant(
+        "what compression lost is not given out",
+        "trellis_runtime/assets/glb_draco.py",
+        "    if len(after.faces) != len(faces):",
+        "    if False:",
+        ("tests/test_formats.py::test_what_compression_lost_is_refused",),
+    ),
+    Mutant(
+        "v runs upwards in OBJ",
+        "trellis_runtime/assets/formats/obj.py",
+        "    upwards = asset.uvs * [1, -1] + [0, 1]",
+        "    upwards = asset.uvs",
+        ("tests/test_formats.py::test_obj_is_read_by_trimesh",),
+    ),
+    Mutant(
+        "verify notices a changed file",
+        "trellis_runtime/cli/verify.py",
+        '{"whole": _sha256(blob) == recipe.get(CONTENT_HASH)}',
+        '{"whole": True}',
+        ("tests/test_verify.py::test_a_file_that_was_changed_is_told",),
+    ),
+)
 
 _LOADING = "trellis_runtime/engines/trellis2/upstream"
 _WHOLE = "tests/test_weights_whole.py::"
@@ -1376,5 +1463,14 @@ _IMAGE: tuple[Mutant, ...] = (
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY + _WEIGHTS + _SPEED + _CONTRACT + _IMAGE
+    _CORE
+    + _GPU_ENGINE
+    + _BAKE
+    + _SERVER_DOORS
+    + _DELIVERY
+    + _WEIGHTS
+    + _SPEED
+    + _CONTRACT
+    + _IMAGE
+    + _FORMATS
 )

@@ -108,6 +108,47 @@ def read_glb(data: bytes) -> GlbContent:
         raise GlbRejected(str(err)) from None
 
 
+def read_textures(data: bytes) -> tuple[Image.Image | None, Image.Image | None]:
+    """Decode the first material's base colour and metallic-roughness, geometry left alone.
+
+    So files with compressed geometry are read too. Raises `GlbRejected` for a bad one.
+    """
+    try:
+        return _Reader(data).textures()
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class GlbParts:
+    """A good file taken apart: its document, its BIN chunk, and its primitives' raw arrays."""
+
+    document: dict[str, Any]
+    blob: bytes
+    primitives: list[tuple[dict[str, NDArray[Any]], NDArray[Any]]]
+    """For each primitive: its attributes by name, and its faces (F, 3)."""
+
+
+def take_apart(data: bytes) -> GlbParts:
+    """Return the parts of a good file, to write another from; raises `GlbRejected` for a bad."""
+    try:
+        reader = _Reader(data)
+        return reader.parts()
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
+def read_document(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return a file's JSON document and its BIN chunk, no more of it inspected.
+
+    Raises `GlbRejected` for bytes that are no GLB.
+    """
+    try:
+        return _chunks(data)
+    except _Bad as err:
+        raise GlbRejected(str(err)) from None
+
+
 class _Reader:
     """Reads a GLB with every access checked; decoded images are kept only when asked."""
 
@@ -150,19 +191,38 @@ class _Reader:
         def optional(name: str) -> NDArray[np.float32] | None:
             return self._floats(attributes[name]) if name in attributes else None
 
-        pbr: dict[str, Any] = {}
-        if "material" in primitive:
-            material = self._object(self._item("materials", primitive["material"]), "material")
-            pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
+        base_color, packed = self.textures(primitive)
         return GlbContent(
             positions=positions,
             faces=indices.reshape(-1, 3),
             normals=optional("NORMAL"),
             uvs=optional("TEXCOORD_0"),
             colors=optional("COLOR_0"),
-            base_color=self._texture(pbr.get("baseColorTexture")),
-            metallic_roughness=self._texture(pbr.get("metallicRoughnessTexture")),
+            base_color=base_color,
+            metallic_roughness=packed,
         )
+
+    def textures(
+        self, primitive: dict[str, Any] | None = None
+    ) -> tuple[Image.Image | None, Image.Image | None]:
+        """Return base colour and metallic-roughness of a primitive, the first one by default."""
+        if primitive is None:
+            primitive = next(iter(self._primitives()), {})
+        pbr: dict[str, Any] = {}
+        if "material" in primitive:
+            material = self._object(self._item("materials", primitive["material"]), "material")
+            pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
+        base = self._texture(pbr.get("baseColorTexture"))
+        return base, self._texture(pbr.get("metallicRoughnessTexture"))
+
+    def parts(self) -> GlbParts:
+        taken = []
+        for primitive in self._primitives():
+            _, indices = self._geometry(primitive)
+            attributes = self._object(primitive.get("attributes"), "attributes")
+            arrays = {name: self._accessor(at) for name, at in attributes.items()}
+            taken.append((arrays, indices.reshape(-1, 3)))
+        return GlbParts(self._json, self._bin, taken)
 
     def _primitives(self) -> list[dict[str, Any]]:
         found = []

@@ -8,8 +8,6 @@ section 4 (GLB). No extension is required unless the caller asks for WebP.
 from __future__ import annotations
 
 import io
-import json
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trellis_runtime.assets.color import srgb_to_linear
-from trellis_runtime.assets.glb_format import BIN_CHUNK, JSON_CHUNK, MAGIC
+from trellis_runtime.assets.glb_format import pack_glb
 from trellis_runtime.assets.png import encode_png
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
@@ -40,7 +38,10 @@ class EncodedGlb:
 
 
 def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]) -> EncodedGlb:
-    """Return `asset` as GLB; `extras` (plain JSON) are kept in the file's `asset` object."""
+    """Return `asset` as GLB; `extras` (plain JSON) are kept in the file's `asset` object.
+
+    An extra with the name `CONTENT_HASH` gets the hash of the file's BIN chunk.
+    """
     builder = _Builder()
     attributes = {
         "POSITION": builder.accessor(asset.vertices, "VEC3", _ARRAY_BUFFER, bounds=True),
@@ -69,7 +70,7 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
         "meshes": [{"primitives": primitives}],
         "materials": [_material(asset, mode, pbr) for mode, _ in groups],
     }
-    return EncodedGlb(_pack(document, builder.blob), used_format)
+    return EncodedGlb(pack_glb(document, builder.blob), used_format)
 
 
 def _groups(asset: Asset) -> list[tuple[str, NDArray[np.uint32]]]:
@@ -185,6 +186,16 @@ def _material(asset: Asset, mode: str, pbr: dict[str, Any]) -> dict[str, Any]:
     return material
 
 
+def encode_image(
+    pixels: NDArray[np.uint8], form: TextureFormat, *, is_data: bool = False
+) -> tuple[bytes, str]:
+    """Return one texture (H, W, 3) or (H, W, 4), encoded, and the format that it got.
+
+    For the writers of other formats. Data maps never lose a bit.
+    """
+    return _encode_image(pixels, form, is_data)
+
+
 def _encode_image(
     pixels: NDArray[np.uint8], form: TextureFormat, is_data: bool
 ) -> tuple[bytes, str]:
@@ -229,19 +240,3 @@ def _linear_u16(colors: NDArray[np.uint8], *, alpha: bool) -> NDArray[np.uint16]
 def _narrow(faces: NDArray[np.uint32]) -> NDArray[Any]:
     # 65535 itself is the restart index of some APIs and is not allowed
     return faces.astype(np.uint16) if int(faces.max()) < 65535 else faces.astype(np.uint32)
-
-
-def _pack(document: dict[str, Any], blob: bytearray) -> bytes:
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    blob.extend(b"\0" * (-len(blob) % 4))
-    total = 12 + 8 + len(text) + 8 + len(blob)
-    return b"".join(
-        [
-            struct.pack("<III", MAGIC, 2, total),
-            struct.pack("<II", len(text), JSON_CHUNK),
-            text,
-            struct.pack("<II", len(blob), BIN_CHUNK),
-            blob,
-        ]
-    )

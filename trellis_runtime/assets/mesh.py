@@ -89,16 +89,33 @@ def _degenerate(asset: Asset) -> NDArray[np.bool_]:
     return np.asarray(np.einsum("ij,ij->i", cross, cross) < 1e-24)
 
 
+def weld(
+    vertices: NDArray[np.float32], faces: NDArray[np.uint32]
+) -> tuple[NDArray[np.float32], Ints]:
+    """Return vertices (V', 3) and faces (F', 3) with vertices closer than `WELD_SHARE` made one.
+
+    Faces that collapse are left out; vertices that no face uses, too.
+    """
+    first, welded = _welded(vertices, faces)
+    used, compact = np.unique(welded, return_inverse=True)
+    return vertices[first[used]], compact.reshape(-1, 3).astype(np.int64)
+
+
 def _weld(vertices: NDArray[np.float32], faces: NDArray[np.uint32]) -> Ints:
     """Return faces over welded vertices, those that collapse left out."""
+    return _welded(vertices, faces)[1]
+
+
+def _welded(vertices: NDArray[np.float32], faces: NDArray[np.uint32]) -> tuple[Ints, Ints]:
+    """Return a vertex of each welded one, and the faces over welded vertices."""
     low = vertices.min(axis=0).astype(np.float64)
     cell = max(float(np.ptp(vertices, axis=0).max()) * WELD_SHARE, 1e-12)
     keys = np.round((vertices.astype(np.float64) - low) / cell).astype(np.int64)
     packed = (keys[:, 0] << 42) | (keys[:, 1] << 21) | keys[:, 2]
-    _, welded = np.unique(packed, return_inverse=True)
+    _, first, welded = np.unique(packed, return_index=True, return_inverse=True)
     triangles = welded[faces.astype(np.int64)]
     a, b, c = triangles.T
-    return np.asarray(triangles[(a != b) & (b != c) & (c != a)])
+    return first, np.asarray(triangles[(a != b) & (b != c) & (c != a)])
 
 
 def _edge_counts(faces: Ints) -> Ints:

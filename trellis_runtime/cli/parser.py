@@ -19,6 +19,7 @@ from trellis_runtime.cli.console import err_console, out_console, print_table, r
 from trellis_runtime.cli.cutout import add_cutout
 from trellis_runtime.cli.run import add_run, show
 from trellis_runtime.cli.verbs import describe
+from trellis_runtime.cli.verify import add_verify
 from trellis_runtime.contract.answer import result_schema
 from trellis_runtime.contract.ladder import RUNGS
 from trellis_runtime.contract.reports import error_schema, health_schema
@@ -35,6 +36,7 @@ examples:
   python -m trellis_runtime run photo.jpg -o model.glb
   python -m trellis_runtime run photo.png --preset game_asset --seed 7
   python -m trellis_runtime cutout photo.jpg
+  python -m trellis_runtime verify model.glb --image photo.jpg
   python -m trellis_runtime check
   python -m trellis_runtime schema request > request.schema.json
 
@@ -81,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands.add_parser("run", help="make a GLB from a picture on this machine"))
     add_cutout(commands.add_parser("cutout", help="show what of a picture would be modelled"))
+    add_verify(commands.add_parser("verify", help="tell what a GLB is, and whether it is whole"))
     shower = commands.add_parser("show", help="show the answer that a job left in its folder")
     shower.add_argument("folder", type=Path, help="the job's folder, output/JOB_ID for one")
     shower.set_defaults(run=show)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trellis_runtime.cli.console import err_console, out_console, require_writable
-from trellis_runtime.contract.files import ANSWER
+from trellis_runtime.contract.files import ANSWER, FORMATS
 from trellis_runtime.contract.ladder import RUNGS
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import (
@@ -53,6 +53,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="LEVEL",
         help=f"lowest quality you accept, 0 (as asked, or fail) to {LOWEST_LEVEL}; see `ladder`",
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        choices=[form for form in FORMATS if form != "glb"],
+        help="also make a file of this format; may be given several times (docs/formats.md)",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.set_defaults(run=_run)
@@ -105,6 +112,9 @@ def _request_of(args: argparse.Namespace) -> dict[str, Any]:
         request["background"] = "keep"
     if args.texture_format:
         request["output"]["texture_format"] = args.texture_format
+    request["output"]["finishes"] = [
+        {"name": f"model-{form}", "format": form} for form in dict.fromkeys(args.also)
+    ]
     return request
 
 
@@ -140,6 +150,8 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    for told in answer.get("files", []):
+        _print_finish(told)
     preview = answer["preview"]
     out_console.print(f"GLB:     {copied_to or _local_path(answer['glb_url'])}", soft_wrap=True)
     out_console.print(f"picture: {_local_path(preview['url']) if preview else '-'}", soft_wrap=True)
@@ -148,6 +160,15 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_finish(told: dict[str, Any]) -> None:
+    if told["error"]:
+        text = f"[yellow]{told['file_name']}: {told['error']['text']}[/yellow]"
+    else:
+        size = " x ".join(f"{length:g}" for length in told["size_m"])
+        text = f"{told['format']}:".ljust(9) + f"{_local_path(told['artifact']['url'])} ({size} m)"
+    out_console.print(text, highlight=False, soft_wrap=True)
 
 
 def _degradation_line(given: dict[str, Any], warned: bool) -> str:

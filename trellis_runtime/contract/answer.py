@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from trellis_runtime.contract.files import FileFormat
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import QualityReport, RejectedSeed
 from trellis_runtime.contract.wire import WireModel
@@ -111,6 +112,49 @@ class EngineInfo(WireModel):
     card: str | None = None
 
 
+class FinishError(WireModel):
+    """Why one finish was not made; the others and the model are not touched by it."""
+
+    code: str = Field(description="As of an answer that is an error.")
+    text: str
+    retryable: bool = Field(description="Whether the same finish can succeed when asked again.")
+
+
+class FinishedFile(WireModel):
+    """One of output.finishes: either `artifact` and the facts about it, or `error`."""
+
+    name: str = Field(description="As the request has it.")
+    format: FileFormat = Field(description="As the request has it.")
+    file_name: str = Field(description="The file's name in the job's folder.")
+    artifact: Artifact | None = Field(None, description="Where the file is; null with an error.")
+    error: FinishError | None = Field(None, description="Why it was not made; null with a file.")
+    faces: int | None = Field(None, ge=0, description="Triangles in the file.")
+    mesh: MeshReport | None = Field(
+        None, description="Counted before the file was scaled; bounds are the asset's own."
+    )
+    texture: TextureReport | None = Field(
+        None, description="Of this file; size 0 where it has none."
+    )
+    quality: QualityReport | None = Field(
+        None, description="Of this file's mesh and texture; null where the engine measures none."
+    )
+    size_m: list[float] | None = Field(
+        None, description="Metres along x, y and z of the file's own axes."
+    )
+    unit: Literal["metre", "millimetre"] | None = Field(
+        None, description="What one unit of the file's coordinates is."
+    )
+    up_axis: Literal["y", "z"] | None = Field(None, description="Which axis is up in the file.")
+    compression: str | None = Field(None, description="Of a glb's geometry.")
+    oom_quality_degradation_level: int | None = Field(
+        None, ge=0, le=LOWEST_LEVEL, description="The ladder's level that this file was made at."
+    )
+    seconds: float = Field(0.0, ge=0, description="What this file added to the job.")
+    warnings: list[AnswerWarning] = Field(
+        default_factory=list, description="Reasons to look at this file before using it."
+    )
+
+
 class GenerationResult(WireModel):
     """The answer to a job that succeeded."""
 
@@ -126,6 +170,9 @@ class GenerationResult(WireModel):
     warnings: list[AnswerWarning] = Field(
         default_factory=list,
         description="Reasons to look at the result before using it; empty when there are none.",
+    )
+    files: list[FinishedFile] = Field(
+        default_factory=list, description="One entry for each of output.finishes, in their order."
     )
     engine: EngineInfo
     worker_version: str

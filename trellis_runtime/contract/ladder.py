@@ -283,6 +283,17 @@ class LadderState:
             descent._take([RUNGS[1]])
         return descent
 
+    def again(self, requested: Plan) -> LadderState:
+        """Return the way down for another bake of what this one sampled.
+
+        Rungs that are lossless, or that changed what was sampled, hold; those that lowered this
+        bake alone are taken anew where the other does not fit either.
+        """
+        held = [rung for rung in self.taken[1:] if rung.lossless or rung.restarts_at is not None]
+        descent = LadderState(requested, self.max_level, requested, [RUNGS[0]], {})
+        descent._take(held)
+        return descent
+
     @property
     def rung(self) -> Rung:
         """The lowest rung taken."""

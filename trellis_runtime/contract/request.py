@@ -9,11 +9,13 @@ Long because it lists the fields of one request, each beside what it says to JSO
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trellis_runtime.contract.files import FINISH_NAME, FORMATS, FileFormat
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import QualityCheck
 from trellis_runtime.contract.refusals import refusal
@@ -27,6 +29,11 @@ TextureFormat = Literal["png", "webp", "jpeg"]
 Shell = Literal["closed", "double_sided", "remeshed"]
 AlphaChoice = Literal["auto", "opaque", "mask", "blend"]
 DeliveryChoice = Literal["auto", "url", "inline", "upload"]
+Compression = Literal["none", "draco"]
+SizeAxis = Literal["longest", "x", "y", "z"]
+Pivot = Literal["made", "center", "bottom"]
+UpAxis = Literal["auto", "y", "z"]
+MOST_FINISHES = 8
 
 
 _LONGEST_URL = 8192
@@ -136,6 +143,104 @@ _NOT_THE_CALLERS = frozenset(
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
 HeaderValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=2000)]
 
+_Faces = Annotated[int, Field(ge=1_000, le=2_000_000)]
+_Metres = Annotated[float, Field(ge=1e-3, le=1e3)]
+
+
+def _finish_rules() -> Any:
+    textured = [name for name, facts in FORMATS.items() if facts.textures]
+    y_up = [name for name, facts in FORMATS.items() if facts.y_up_only]
+    with_format = {"required": ["format"]}
+    return [
+        _needs(
+            {"format": {"enum": [name for name in FORMATS if name not in textured]}},
+            {"properties": {f: {"type": "null"} for f in ("texture_size", "texture_format")}},
+        ),
+        *(
+            _needs(
+                {"format": {"const": name}},
+                {"properties": {"texture_format": {"enum": [*FORMATS[name].encodings, None]}}},
+            )
+            for name in textured
+        ),
+        {
+            "if": {"properties": {"format": {"enum": y_up}}},
+            "then": {"properties": {"up_axis": {"enum": ["auto", "y"]}}},
+        },
+        {
+            "if": with_format | {"properties": {"format": {"not": {"const": "glb"}}}},
+            "then": {"properties": {"compression": {"type": "null"}}},
+            "else": {"properties": {"name": {"not": {"const": "model"}}}},
+        },
+    ]
+
+
+class Finish(RequestModel):
+    """One more file of the same asset; what is left out is as the request has it."""
+
+    model_config = ConfigDict(json_schema_extra={"allOf": _finish_rules()})
+
+    name: str = Field(
+        pattern=FINISH_NAME,
+        description="The file's name, without its suffix: at most 32 small letters, digits, - and "
+        "_; each once in a request. The plain GLB is called model, so no other GLB can be.",
+    )
+    format: FileFormat = Field(
+        "glb",
+        description="glb; usdz (for Quick Look); obj (a zip with OBJ, MTL and textures); ply "
+        "(colours at the vertices); stl, 3mf (for printers: one closed surface in millimetres).",
+    )
+    decimation_target: _Faces | None = Field(
+        None, description="Most faces of this file's mesh; null: as the request."
+    )
+    texture_size: TextureSize | None = Field(
+        None,
+        description="Pixels a side of this file's textures; null: as the request. glb, usdz, obj.",
+    )
+    texture_format: TextureFormat | None = Field(
+        None,
+        description="Of the base colour; null: as output.texture_format, png where the format "
+        "knows no webp. webp: glb alone.",
+    )
+    compression: Compression | None = Field(
+        None, description="Of a glb's geometry; null: as output.compression. glb alone."
+    )
+    size_m: _Metres | None = Field(
+        None,
+        description="Length along size_axis, in metres; null: as output.size_m, else 0.1 for stl "
+        "and 3mf and the model's own metre for the others.",
+    )
+    size_axis: SizeAxis | None = Field(
+        None, description="What size_m is measured along; null: as output.size_axis."
+    )
+    pivot: Pivot | None = Field(
+        None, description="Where the file's origin lies; null: as output.pivot."
+    )
+    up_axis: UpAxis = Field(
+        "auto",
+        description="Which axis is up in the file; auto: z for stl and 3mf, y for the others. "
+        "glb and usdz are y-up by their own rules.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_format(self) -> Finish:
+        facts, form = FORMATS[self.format], self.format
+        if not facts.textures and (self.texture_size or self.texture_format):
+            field = "texture_size" if self.texture_size else "texture_format"
+            raise ValueError(f"{field} is not used with format {form!r}, which has no textures")
+        if self.texture_format and self.texture_format not in facts.encodings:
+            known = ", ".join(facts.encodings)
+            raise ValueError(
+                f"texture_format is {self.texture_format!r}; format {form!r} takes {known}"
+            )
+        if self.compression is not None and form != "glb":
+            raise ValueError(f"compression is for format 'glb', not {form!r}")
+        if facts.y_up_only and self.up_axis == "z":
+            raise ValueError(f"up_axis is 'z'; format {form!r} is y-up by its own rules")
+        if (self.name, form) == ("model", "glb"):
+            raise ValueError("name 'model' is the plain GLB's")
+        return self
+
 
 class Output(RequestModel):
     """How the result is delivered."""
@@ -190,6 +295,40 @@ class Output(RequestModel):
         description="Whether what of the picture was modelled comes with the GLB, as a PNG.",
     )
 
+    compression: Compression = Field(
+        "none",
+        description="Of the GLB's geometry. draco: a tenth of the bytes; the file then needs "
+        "KHR_draco_mesh_compression, and lengths are kept to a 16,000th of its size.",
+    )
+    size_m: _Metres | None = Field(
+        None,
+        description="The model's length along size_axis, in metres (0.001 to 1000); null: as it "
+        "is made, at most a metre a side.",
+    )
+    size_axis: SizeAxis = Field(
+        "longest",
+        description="What size_m is measured along, in the GLB's axes: x across, y up, z to the "
+        "viewer; longest: the longest of them.",
+    )
+    pivot: Pivot = Field(
+        "made",
+        description="Where the file's origin lies. made: the middle of the cube it was made in; "
+        "center: of its box; bottom: of its box's lower side.",
+    )
+    finishes: Annotated[tuple[Finish, ...], Field(strict=False)] = Field(
+        (),
+        max_length=MOST_FINISHES,
+        description="More files of the same asset, made from the same sampling: at most 8, each "
+        "with a name of its own. The answer's files tells of them.",
+    )
+    lods: Annotated[tuple[_Faces, ...], Field(strict=False)] = Field(
+        (),
+        max_length=MOST_FINISHES,
+        description="Levels of detail: the most faces of each, largest first. Each is one more GLB "
+        "with a texture of its own, lod0, lod1, ... in the answer's files, behind the finishes; "
+        "finishes and lods are at most 8 together.",
+    )
+
     _trimmed = field_validator("upload_url", mode="before")(_trim)
 
     @field_validator("upload_headers")
@@ -201,6 +340,41 @@ class Output(RequestModel):
         if len(set(names)) < len(names):
             raise ValueError("a header is stated twice")
         return value
+
+    @property
+    def all_finishes(self) -> tuple[Finish, ...]:
+        """The finishes, and one for each level of detail."""
+        levels = (
+            Finish(name=f"lod{number}", decimation_target=faces)
+            for number, faces in enumerate(self.lods)
+        )
+        return (*self.finishes, *levels)
+
+    @field_validator("lods")
+    @classmethod
+    def _largest_first(cls, lods: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after >= before for before, after in pairwise(lods)):
+            raise ValueError("each level must have fewer faces than the one before")
+        return lods
+
+    @model_validator(mode="after")
+    def _few_and_named_apart(self) -> Output:
+        if (count := len(self.finishes) + len(self.lods)) > MOST_FINISHES:
+            raise ValueError(
+                f"finishes and lods are {count} together; at most {MOST_FINISHES} are made"
+            )
+        levels = {f"lod{number}" for number in range(len(self.lods))}
+        if taken := sorted(levels & {finish.name for finish in self.finishes}):
+            raise ValueError(f"the name {taken[0]!r} is given twice: lods have it")
+        return self
+
+    @field_validator("finishes")
+    @classmethod
+    def _named_once(cls, finishes: tuple[Finish, ...]) -> tuple[Finish, ...]:
+        names = [finish.name for finish in finishes]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the name {twice[0]!r} is given twice")
+        return finishes
 
     @model_validator(mode="after")
     def _upload_needs_url(self) -> Output:

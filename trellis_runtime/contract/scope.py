@@ -38,7 +38,7 @@ class Deadline:
 _LEAST_WAIT_S = 1e-3  # less is what asking takes
 
 # Rough shares of a job, so that progress moves evenly; only the order of magnitude matters.
-_WEIGHTS = {
+_WEIGHTS: dict[Stage, float] = {
     Stage.IMAGE: 2,
     Stage.CONDITION: 3,
     Stage.STRUCTURE: 10,
@@ -46,6 +46,7 @@ _WEIGHTS = {
     Stage.TEXTURE: 15,
     Stage.DECODE: 10,
     Stage.BAKE: 20,
+    Stage.FINISH: 20,  # for each finish; see `JobScope.weights`
     Stage.EXPORT: 5,
     Stage.PREVIEW: 3,
     Stage.STORE: 2,
@@ -74,6 +75,9 @@ class JobScope:
     """Waits for the device before a part's clock is read; a benchmark's, unset in a worker."""
     parent: JobScope | None = None
     """The job's own scope, of one that is `aside`."""
+    weights: dict[Stage, float] = field(default_factory=lambda: dict(_WEIGHTS))
+    """Each stage's share of the job's progress; finishes are of the job's own number."""
+    _part_of_stage: tuple[float, float] = (0.0, 1.0)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _stage: Stage | None = None
     _done: set[Stage] = field(default_factory=set)
@@ -110,6 +114,7 @@ class JobScope:
     def stage(self, stage: Stage) -> Iterator[None]:
         """Time a stage (repeats add up), check before it, and report progress."""
         self._stage = stage
+        self._part_of_stage = (0.0, 1.0)
         self.check()
         self._report(0.0)
         started = time.perf_counter()
@@ -147,6 +152,17 @@ class JobScope:
         if self._stage is not None and seconds >= _LEAST_WAIT_S:
             self.waits[self._stage] = self.waits.get(self._stage, 0.0) + seconds
 
+    @contextmanager
+    def portion(self, number: int, total: int) -> Iterator[None]:
+        """Have `step` count within part `number` (from 0) of `total` parts of the stage."""
+        self._part_of_stage = (number / total, 1 / total)
+        self.check()
+        self._report(0.0)
+        try:
+            yield
+        finally:
+            self._part_of_stage = (0.0, 1.0)
+
     def _settled_clock(self) -> float:
         if self.settle is not None:
             self.settle()
@@ -160,6 +176,7 @@ class JobScope:
     def _report(self, within: float) -> None:
         if self.progress is None or self._stage is None:
             return
-        weight: float = sum(_WEIGHTS[stage] for stage in self._done if stage != self._stage)
-        weight += _WEIGHTS[self._stage] * within
-        self.progress(self._stage, min(1.0, weight / sum(_WEIGHTS.values())))
+        start, share = self._part_of_stage
+        weight = sum(self.weights[stage] for stage in self._done if stage != self._stage)
+        weight += self.weights[self._stage] * (start + share * within)
+        self.progress(self._stage, min(1.0, weight / sum(self.weights.values())))

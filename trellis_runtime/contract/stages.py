@@ -15,6 +15,7 @@ class Stage(StrEnum):
     TEXTURE = "texture"
     DECODE = "decode"
     BAKE = "bake"
+    FINISH = "finish"
     EXPORT = "export"
     PREVIEW = "preview"
     STORE = "store"

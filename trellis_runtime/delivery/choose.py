@@ -104,27 +104,35 @@ class Delivery:
             )
         if output.delivery != "inline" and (store := self._bucket_or_folder()):
             return store
-        if payload_bytes > self._inline_bytes and (bucket := self._bucket()):
+        if payload_bytes > self._inline_room() and (bucket := self._bucket()):
             return bucket
         self._require_room(payload_bytes, "the result has")
         return InlineStore()
 
-    @property
-    def _inline_bytes(self) -> int:
-        """Bytes of files that fit into an answer, as base64."""
-        return int((self.limits.max_answer_bytes - _ANSWER_ROOM) * 3 / 4)
-
     def _require_room(self, payload_bytes: int, what: str) -> None:
-        if payload_bytes <= self._inline_bytes:
+        room = self._inline_room()
+        if payload_bytes <= room:
             return
-        faces = faces_within(self._inline_bytes)
+        faces = faces_within(room)
         raise AnswerTooLarge(
-            f"{what} {payload_bytes} bytes; inline, the platform takes about "
-            f"{self._inline_bytes}. Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or "
-            f"output.upload_url, or ask for a decimation_target well below {faces}, a smaller "
-            "texture_size, or texture_format 'jpeg'",
+            f"{what} {payload_bytes} bytes; inline, the platform takes about {room}. Configure a "
+            "bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, or ask for "
+            "output.texture_format 'webp', output.compression 'draco', fewer finishes, a smaller "
+            f"texture_size, or a decimation_target well below {faces}",
             field="output.delivery",
         )
+
+    def room_for_auto(self, output: Output, others: int) -> int | None:
+        """Return how many bytes an answer has for the model, beside `others` bytes of files.
+
+        None where delivery is not auto, or leads elsewhere than into the answer.
+        """
+        elsewhere = output.upload_url is not None or self._bucket_or_folder() is not None
+        return None if elsewhere or output.delivery != "auto" else self._inline_room() - others
+
+    def _inline_room(self) -> int:
+        """Return how many bytes of files fit an answer, as base64, beside its other fields."""
+        return int((self.limits.max_answer_bytes - _ANSWER_ROOM) * 3 / 4)
 
     def _bucket_or_folder(self) -> Store | None:
         if bucket := self._bucket():

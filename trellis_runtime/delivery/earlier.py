@@ -16,8 +16,8 @@ import json
 
 from pydantic import ValidationError
 
-from trellis_runtime.contract.answer import Artifact, GenerationResult
-from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL, ResultFile
+from trellis_runtime.contract.answer import Artifact, FinishedFile, GenerationResult
+from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL
 from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.s3 import S3Store
@@ -58,13 +58,32 @@ def earlier_result(store: S3Store, request: str, scope: JobScope) -> GenerationR
         if not store.holds(artifact, file.name, scope):
             _tell_why_not(f"{file.name} is not as it was written", scope)
             return None
-        fresh[file.field] = _signed_anew(store, file, artifact)
+        fresh[file.field] = _signed_anew(store, file.name, artifact)
+    files = _files_signed_anew(store, result.files, scope)
+    if files is None:
+        return None
     logger().info("earlier_result_answered", job_id=scope.job_id)
-    return result.model_copy(update=fresh | {"glb_url": fresh[MODEL.field].url})
+    return result.model_copy(update=fresh | {"files": files, "glb_url": fresh[MODEL.field].url})
 
 
-def _signed_anew(store: S3Store, file: ResultFile, artifact: Artifact) -> Artifact:
-    key = store.key_of(file.name)
+def _files_signed_anew(
+    store: S3Store, files: list[FinishedFile], scope: JobScope
+) -> list[FinishedFile] | None:
+    """Return the finishes with fresh links, None where one is not as it was written."""
+    fresh = []
+    for told in files:
+        if told.artifact is not None:
+            if not store.holds(told.artifact, told.file_name, scope):
+                _tell_why_not(f"{told.file_name} is not as it was written", scope)
+                return None
+            artifact = _signed_anew(store, told.file_name, told.artifact)
+            told = told.model_copy(update={"artifact": artifact})
+        fresh.append(told)
+    return fresh
+
+
+def _signed_anew(store: S3Store, name: str, artifact: Artifact) -> Artifact:
+    key = store.key_of(name)
     return store.artifact(key, artifact.bytes, artifact.sha256, artifact.content_type)
 
 

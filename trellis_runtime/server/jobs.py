@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import json
 import time
 import uuid
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL
+from trellis_runtime.contract.files import ANSWER, file_called, files_told
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.delivery.fetch import fetch
@@ -41,7 +42,6 @@ _HISTORY = 60
 _KEEP_ALIVE_S = 15.0
 _POLL_S = 1.0
 _LARGEST_MODEL = 500_000_000  # bytes
-_MODEL_LAST = sorted(ARTIFACTS, key=lambda file: file is MODEL)  # it says that all is there
 
 
 @dataclass(slots=True)
@@ -184,8 +184,7 @@ class Jobs:
             answer = await self._worker.handle({"id": job.id, "input": payload}, notify)
             kept = _without_files(answer)
             if keep and kept != answer:
-                brought = {k: dict(v) if isinstance(v, dict) else v for k, v in answer.items()}
-                await asyncio.to_thread(self._bring, job, brought)
+                await asyncio.to_thread(self._bring, job, copy.deepcopy(answer))
         except asyncio.CancelledError:
             await _finish(job, "cancelled", None)
             raise
@@ -251,15 +250,14 @@ class Jobs:
         limits = self._worker.settings.fetch
         store = LocalStore(self._root, job.id)
         scope = JobScope(job.id)
-        for file in _MODEL_LAST:
-            artifact = answer.get(file.field)
-            if not artifact:
-                continue
+        for name, artifact in files_told(answer):
+            if file_called(name) is None:
+                raise EndpointFailed("the endpoint's answer has a file with a name of another kind")
             if artifact.get("base64"):
                 data = base64.b64decode(artifact.pop("base64"))
             else:
                 data = fetch(artifact["url"], _LARGEST_MODEL, limits, scope)
-            store.put(file.name, data, artifact["content_type"], scope)
+            store.put(name, data, artifact["content_type"], scope)
         answer["job_id"] = job.id
         store.put(ANSWER.name, json.dumps(answer).encode(), ANSWER.content_type, scope)
 
@@ -321,11 +319,10 @@ def _reported(err: Exception) -> WorkerError:
 
 def _without_files(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer without the files that are inline: they are not kept in memory."""
-    kept = dict(answer)
-    for file in ARTIFACTS:
-        told = kept.get(file.field)
-        if told and told.get("base64"):
-            kept[file.field] = {k: v for k, v in told.items() if k != "base64"}
+    kept: dict[str, Any] = copy.deepcopy(answer)
+    for _, artifact in files_told(kept):
+        if artifact.get("base64"):
+            del artifact["base64"]
     return kept
 
 

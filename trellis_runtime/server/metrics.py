@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from trellis_runtime.contract.files import ARTIFACTS
+from trellis_runtime.contract.files import files_told
 from trellis_runtime.contract.levels import TEXTURE_LEVELS
 from trellis_runtime.delivery.storage import free_bytes
 from trellis_runtime.worker.worker import Worker
@@ -74,8 +74,7 @@ class Metrics:
         self._faces.observe(answer["mesh"]["faces"])
         if answer["vram"]:
             self._peak.set(answer["vram"]["peak_bytes"])
-        files = (answer.get(file.field) for file in ARTIFACTS)
-        self._delivered.inc(sum(told["bytes"] for told in files if told))
+        self._delivered.inc(sum(told["bytes"] for _, told in files_told(answer)))
 
     def page(self, worker: Worker | None) -> bytes:
         """Return the exposition, with the gauges as they are now."""

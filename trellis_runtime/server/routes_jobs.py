@@ -13,8 +13,8 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
-from trellis_runtime.assets.glb_reader import read_glb
-from trellis_runtime.contract.files import MODEL, RESULT_FILES
+from trellis_runtime.assets.glb_reader import read_textures
+from trellis_runtime.contract.files import MODEL, file_called
 from trellis_runtime.errors import InvalidInput, NotFound, NotRunning
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
@@ -105,7 +105,7 @@ def _add_files(app: FastAPI, served: Served) -> None:
         """Send one of a job's files."""
         _, jobs = served.ready()
         path = jobs.folder(job_id) / name
-        kept = RESULT_FILES.get(name)
+        kept = file_called(name)
         if kept is None or not path.is_file():
             raise NotFound(f"job {job_id} has no file {name!r} here")
         return FileResponse(path, media_type=kept.content_type, filename=f"{job_id}-{name}",
@@ -144,9 +144,9 @@ async def _event_lines(jobs: Jobs, job_id: str) -> AsyncIterator[str]:
 
 
 def _map_picture(path: Path, name: str) -> bytes | None:
-    content = read_glb(path.read_bytes())
+    base_color, packed = read_textures(path.read_bytes())
     channel = _MAPS[name]
-    image = content.base_color if channel is None else content.metallic_roughness
+    image = base_color if channel is None else packed
     if image is None:
         return None
     shown = image.convert("RGB")

@@ -8,13 +8,15 @@ from typing import Any
 
 from trellis_runtime.assets import preview
 from trellis_runtime.assets.cutout import cutout_png
+from trellis_runtime.assets.glb_draco import compress_glb
 from trellis_runtime.assets.glb_reader import CheckedGlb, GlbContent, check_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
+from trellis_runtime.assets.placement import Placement, place
 from trellis_runtime.contract.answer import MeshReport
 from trellis_runtime.contract.engine import Asset, CutOut
 from trellis_runtime.contract.files import CUTOUT, PREVIEW, THUMBNAIL, TURNTABLE, ResultFile
-from trellis_runtime.contract.request import Output, TextureFormat
+from trellis_runtime.contract.request import Compression, Output, TextureFormat
 from trellis_runtime.contract.scope import JobScope
 
 
@@ -28,11 +30,24 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A checked GLB, the format that its base colour really has, and the report on its mesh."""
+    """A checked GLB, the format that its base colour really has, and the report on its mesh.
+
+    `data` is what is delivered: the checked file, or the same with its geometry compressed.
+    """
 
     glb: CheckedGlb
     texture_format: str
     mesh: MeshReport
+    data: bytes
+
+    @property
+    def geometry_bytes(self) -> int:
+        """Bytes of the mesh in the file before compression: no form of the textures helps these.
+
+        A position, a normal, and texture coordinates or a colour take 12, 12 and 8; indices 2 or 4.
+        """
+        index = 2 if self.mesh.vertices < 65_535 else 4
+        return 32 * self.mesh.vertices + 3 * index * self.mesh.faces
 
 
 def draw_pictures(
@@ -51,11 +66,49 @@ def draw_pictures(
     return made
 
 
-def export(asset: Asset, texture_format: TextureFormat, extras: dict[str, Any]) -> Exported:
-    """Return a checked GLB and the report on its mesh; raises `MeshRejected` or `GlbRejected`."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A GLB as it is delivered, and its base colour's real format.
+
+    Where the geometry is compressed, `checked` is the same file before that.
+    """
+
+    data: bytes
+    texture_format: str
+    checked: CheckedGlb
+
+
+def encode_checked(
+    asset: Asset, texture_format: TextureFormat, extras: dict[str, Any], compression: Compression
+) -> Encoded:
+    """Return a GLB that passed inspection; raises `GlbRejected` or `FileRejected`."""
+    encoded = encode_glb(asset, texture_format, extras)
+    checked = check_glb(encoded.data)
+    data = encoded.data
+    if compression == "draco":
+        data = compress_glb(data, asset.texture_size)
+    return Encoded(data, encoded.texture_format, checked)
+
+
+def export(
+    asset: Asset,
+    texture_format: TextureFormat,
+    extras: dict[str, Any],
+    compression: Compression = "none",
+    placement: Placement | None = None,
+) -> Exported:
+    """Return a checked GLB and the report on its mesh; raises `MeshRejected` or `GlbRejected`.
+
+    The report is on the asset before it is placed, but for its bounds.
+    """
     require_mesh(asset)
+    placed = place(asset, placement or Placement())
     with ThreadPoolExecutor(1) as beside:  # textures are encoded while the mesh is inspected
         report = beside.submit(inspect_mesh, asset)
-        encoded = encode_glb(asset, texture_format, extras)
-        glb = check_glb(encoded.data)
-        return Exported(glb, encoded.texture_format, report.result())
+        encoded = encode_checked(placed, texture_format, extras, compression)
+        mesh = report.result()
+    if placed is not asset:
+        corners = placed.vertices.min(axis=0), placed.vertices.max(axis=0)
+        bounds = [[round(float(v), 6) for v in corner] for corner in corners]
+        mesh = mesh.model_copy(update={"bounds": bounds})
+    return Exported(encoded.checked, encoded.texture_format, mesh, encoded.data)

@@ -9,21 +9,24 @@ Long because it is one story, read from top to bottom.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from trellis_runtime import __version__
 from trellis_runtime.assets.decoder import DECODER
 from trellis_runtime.assets.images import parse_base64
+from trellis_runtime.assets.placement import Placement
 from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
+    AnswerWarning,
     Artifact,
     Attempt,
     Degradation,
+    FinishedFile,
     GenerationResult,
     Overlap,
     SkippedRung,
@@ -48,12 +51,13 @@ from trellis_runtime.contract.ladder import (
 )
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import (
+    QualityCheck,
     RejectedSeed,
     failed_checks,
     require_quality,
     retry_seed,
 )
-from trellis_runtime.contract.request import GenerationRequest
+from trellis_runtime.contract.request import Compression, GenerationRequest, TextureFormat
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
@@ -64,6 +68,9 @@ from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.blame import library_errors
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
+from trellis_runtime.worker.finishes import Finished, Finisher, Recipe, require_writable
+from trellis_runtime.worker.fitting import fit, may_compress
+from trellis_runtime.worker.recipe import recipe
 
 Finish = Callable[[GenerationResult], bytes]
 """Turns a result into the JSON that is answered, or refuses it; called before it is stored."""
@@ -74,6 +81,7 @@ class _Delivered:
     store: Store
     model: Artifact
     pictures: dict[str, Artifact]
+    files: list[FinishedFile]
 
 
 @dataclass(slots=True)
@@ -86,6 +94,17 @@ class _EngineOutcome:
     attempts: list[Attempt] = field(default_factory=list)
     vram: Vram | None = None
     rejected: list[RejectedSeed] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    warnings: list[AnswerWarning] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A job's request, its picture, and the SHA-256 of the picture's file."""
+
+    request: GenerationRequest
+    image: Rgba
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +126,33 @@ class Pipeline:
     ) -> GenerationResult:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
         require_measured(request, self.engine)
+        require_writable(request.output)
         delivery.require_possible(request.output, scope)
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
-        delivery.require_fits(request)
+        if not may_compress(request.output):  # else its size is not known by what was asked
+            delivery.require_fits(request)
+        scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
         with scope.stage(Stage.IMAGE):
-            image = load_image(request, self.image_limits, self.fetch_limits, scope)
-        made = self._accepted(image, request, seed, scope)
+            given = load_image(request, self.image_limits, self.fetch_limits, scope)
+        made = self._accepted(given, seed, scope)
         with scope.stage(Stage.EXPORT):
-            exported = export(made.asset, request.output.texture_format, self._extras(made))
+            exported = self._exported(made, given)
         pictures: list[Picture] = []
         if request.output.preview or request.output.turntable or request.output.cutout:
             with scope.stage(Stage.PREVIEW):
                 content = exported.glb.content
                 pictures = draw_pictures(content, made.cutout, request.output, scope)
         with scope.stage(Stage.STORE):
-            delivered = self._deliver(exported.glb.data, pictures, request, delivery, scope)
+            others = [picture.data for picture in pictures]
+            others += [finished.data for finished in made.finished if finished.data is not None]
+            room = delivery.room_for_auto(request.output, sum(len(data) for data in others))
+            again = partial(self._exported, made, given)
+            exported, made.warnings = fit(exported, room, request.output, again)
+            size = len(exported.data) + sum(len(data) for data in others)
+            store = delivery.store_for(request.output, size)
+            delivered = self._deliver(exported.data, pictures, made.finished, store, scope)
         with discard_on_error(delivered.store):
             result = self._result(scope, made, exported, delivered)
             encoded = finish(result)
@@ -132,41 +161,60 @@ class Pipeline:
             scope.check()
         return result
 
+    def _exported(
+        self,
+        made: _EngineOutcome,
+        given: _Input,
+        texture_format: TextureFormat | None = None,
+        compression: Compression | None = None,
+    ) -> Exported:
+        """Return the plain GLB, checked, as the request wants it, or in the form that is given."""
+        output = given.request.output
+        placement = Placement(output.size_m, output.size_axis, output.pivot)
+        extras = self._recipe(given)(made.descent, made.asset)
+        texture_format = texture_format or output.texture_format
+        compression = compression or output.compression
+        form = {"texture_format": texture_format, "compression": compression}
+        extras["request"]["output"] |= form  # as this file has it, whatever was asked
+        return export(made.asset, texture_format, extras, compression, placement)
+
+    def _recipe(self, given: _Input) -> Recipe:
+        return partial(recipe, self.engine.info(), given.request, given.sha256)
+
     @staticmethod
     def _deliver(
         glb: bytes,
         pictures: list[Picture],
-        request: GenerationRequest,
-        delivery: Delivery,
+        finishes: list[Finished],
+        store: Store,
         scope: JobScope,
     ) -> _Delivered:
-        """Store the pictures, then the model: a model in place says that the job is complete."""
-        size = len(glb) + sum(len(picture.data) for picture in pictures)
-        store = delivery.store_for(request.output, size)
-        shown = {}
+        """Store the pictures, the finishes, then the model: in place, it says that all is there."""
+        shown, files = {}, []
         with discard_on_error(store):
             for picture in pictures:
                 file = picture.file
                 shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
                 scope.check()
+            for finished in finishes:
+                files.append(finished.stored(store, scope))
+                scope.check()
             model = store.put(MODEL.name, glb, MODEL.content_type, scope)
             scope.check()
-        return _Delivered(store, model, shown)
+        return _Delivered(store, model, shown, files)
 
-    def _accepted(
-        self, image: Rgba, request: GenerationRequest, seed: int, scope: JobScope
-    ) -> _EngineOutcome:
+    def _accepted(self, given: _Input, seed: int, scope: JobScope) -> _EngineOutcome:
         """Run the engine, with other seeds if need be, until its asset passes the strict checks.
 
         Raises `MeshRejected` where the last seed's asset fails one.
         """
         rejected: list[RejectedSeed] = []
+        request = given.request
         for number in range(request.retry_seeds + 1):
             plan = Plan.as_asked(request, retry_seed(seed, number))
-            made = self._make(image, plan, request.max_degradation_level, scope)
+            made = self._make(given, plan, scope)
             made.rejected = rejected
-            report = made.asset.quality
-            failed = failed_checks(report, request.strict) if report else []
+            report, failed = made.asset.quality, _failed(made.asset, request)
             if report is None or not failed:
                 return made
             logger().warning("seed_rejected", job_id=scope.job_id, seed=plan.seed, checks=failed)
@@ -174,19 +222,26 @@ class Pipeline:
         require_quality(rejected[-1].quality, request.strict)
         return made
 
-    def _make(
-        self, image: Rgba, requested: Plan, max_level: int, scope: JobScope
-    ) -> _EngineOutcome:
-        """Run the engine's stages, going down the ladder where memory runs out."""
+    def _make(self, given: _Input, requested: Plan, scope: JobScope) -> _EngineOutcome:
+        """Run the engine's stages, going down the ladder where memory runs out.
+
+        The finishes are made here too, while the generation still holds what they are baked from.
+        """
         offload = self.engine.wants_offload(requested)
+        max_level = given.request.max_degradation_level
         descent = LadderState.begin(requested, max_level, offload=offload)
         attempts: list[Attempt] = []
-        generation = self.engine.begin(image, requested)
+        generation = self.engine.begin(given.image, requested)
         try:
             stage: Stage | None = ENGINE_STAGES[0]
             while stage is not None:
                 stage = self._attempt(generation, stage, descent, attempts, scope)
             made = _EngineOutcome(generation.asset(), generation.cutout(), descent, attempts)
+            if given.request.output.all_finishes and not _failed(made.asset, given.request):
+                finisher = Finisher(
+                    generation, descent, made.asset, given.request, self._recipe(given)
+                )
+                made.finished = finisher.make(scope)
             if memory := self.engine.memory():
                 made.vram = Vram(peak_bytes=memory.peak, total_bytes=memory.total)
             return made
@@ -255,14 +310,6 @@ class Pipeline:
             )
         return earliest_restart(rungs, stage)
 
-    def _extras(self, made: _EngineOutcome) -> dict[str, Any]:
-        return {
-            "engine": self.engine.info().name,
-            "worker_version": __version__,
-            "seed": made.descent.requested.seed,
-            "degradation_level": made.descent.rung.level,
-        }
-
     def _result(
         self,
         scope: JobScope,
@@ -280,7 +327,8 @@ class Pipeline:
             thumbnail=delivered.pictures.get(THUMBNAIL.field),
             turntable=delivered.pictures.get(TURNTABLE.field),
             cutout=delivered.pictures.get(CUTOUT.field),
-            warnings=result_warnings(made.asset, exported.mesh, made.cutout),
+            warnings=made.warnings + result_warnings(made.asset, exported.mesh, made.cutout),
+            files=delivered.files,
             engine=self.engine.info(),
             worker_version=__version__,
             seed=descent.requested.seed,
@@ -335,14 +383,22 @@ def discard_on_error(store: Store) -> Iterator[None]:
         raise
 
 
+def _failed(asset: Asset, request: GenerationRequest) -> list[QualityCheck]:
+    """Return the checks that a job insists on and its asset fails."""
+    return failed_checks(asset.quality, request.strict) if asset.quality else []
+
+
 def load_image(
     request: GenerationRequest, limits: ImageLimits, fetch_limits: FetchLimits, scope: JobScope
-) -> Rgba:
-    """Return the request's picture: (height, width, 4) uint8, sRGB, straight alpha, upright.
+) -> _Input:
+    """Return the request with its picture: (height, width, 4) uint8, sRGB, straight alpha, upright.
 
     Raises `ImageRejected`, `UrlRefused` or `FetchFailed`.
     """
     if request.image_url is not None:
         encoded = fetch(request.image_url, limits.max_bytes, fetch_limits, scope)
-        return DECODER.decode(encoded, limits, "image_url", scope)
-    return DECODER.decode(parse_base64(request.image or "", limits), limits, "image", scope)
+    else:
+        encoded = parse_base64(request.image or "", limits)
+    field = "image_url" if request.image_url is not None else "image"
+    image = DECODER.decode(encoded, limits, field, scope)
+    return _Input(request, image, hashlib.sha256(encoded).hexdigest())

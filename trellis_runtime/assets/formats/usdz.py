@@ -1,0 +1,149 @@
+"""USDZ for Quick Look and others: one mesh, one UsdPreviewSurface, textures beside it.
+
+The file holds a binary USD layer and its textures, uncompressed and aligned to 64 bytes, as the
+format wants it. USD's v runs upwards and glTF's downwards. Sources: OpenUSD, Usdz File Format
+Specification and UsdPreviewSurface Specification; Apple, Validating feature support for USD files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trellis_runtime.assets.color import srgb_to_linear
+from trellis_runtime.assets.formats.archive import aligned_zip
+from trellis_runtime.assets.glb_writer import encode_image
+from trellis_runtime.contract.engine import Asset
+from trellis_runtime.contract.request import TextureFormat
+
+_LAYER = "model.usdc"
+_SUFFIX = {"png": "png", "jpeg": "jpg"}
+
+
+def encode_usdz(asset: Asset, texture_format: TextureFormat) -> bytes:
+    """Return `asset` as USDZ; needs usd-core."""
+    pictures = _pictures(asset, texture_format)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _LAYER  # the library writes binary layers to files alone
+        _write_layer(path, asset, pictures)
+        layer = path.read_bytes()
+    textures = {f"textures/{name}": data for name, data in pictures.values()}
+    return aligned_zip({_LAYER: layer} | textures)
+
+
+def _pictures(asset: Asset, form: TextureFormat) -> dict[str, tuple[str, bytes]]:
+    """Return each texture's file name and bytes, by its part in the material."""
+    made = {}
+    if asset.base_color is not None:
+        base = asset.base_color if asset.alpha_mode != "OPAQUE" else asset.base_color[..., :3]
+        data, used = encode_image(base, form, is_data=False)
+        made["base_color"] = f"base_color.{_SUFFIX[used]}", data
+    if asset.metallic_roughness is not None:
+        data, _ = encode_image(asset.metallic_roughness, "png", is_data=True)
+        made["metallic_roughness"] = "metallic_roughness.png", data
+    return made
+
+
+def _write_layer(path: Path, asset: Asset, pictures: dict[str, tuple[str, bytes]]) -> None:
+    from pxr import Usd, UsdGeom, UsdShade
+
+    stage = Usd.Stage.CreateNew(str(path))
+    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
+    UsdGeom.SetStageMetersPerUnit(stage, 1.0)
+    root = UsdGeom.Xform.Define(stage, "/model")
+    stage.SetDefaultPrim(root.GetPrim())
+    mesh = UsdGeom.Mesh.Define(stage, "/model/mesh")
+    _set_mesh(mesh, asset)
+    material = _material(stage, asset, pictures)
+    UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
+    stage.GetRootLayer().Save()
+
+
+def _set_mesh(mesh: Any, asset: Asset) -> None:
+    from pxr import Sdf, UsdGeom, Vt
+
+    mesh.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(asset.vertices)))
+    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(asset.faces), 3, np.int32)))
+    corners = np.ascontiguousarray(asset.faces.ravel().astype(np.int32))
+    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(corners))
+    mesh.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(asset.normals)))
+    mesh.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
+    mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
+    mesh.CreateDoubleSidedAttr(asset.double_sided)
+    low, high = asset.vertices.min(axis=0), asset.vertices.max(axis=0)
+    mesh.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([low, high]).astype(np.float32)))
+    variables = UsdGeom.PrimvarsAPI(mesh)
+    if asset.uvs is not None:
+        upwards = (asset.uvs * [1, -1] + [0, 1]).astype(np.float32)
+        uv = variables.CreatePrimvar(
+            "st", Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.vertex
+        )
+        uv.Set(Vt.Vec2fArray.FromNumpy(np.ascontiguousarray(upwards)))
+    if asset.vertex_colors is not None:
+        linear = srgb_to_linear(asset.vertex_colors[:, :3] / 255.0).astype(np.float32)
+        shown = variables.CreatePrimvar(
+            "displayColor", Sdf.ValueTypeNames.Color3fArray, UsdGeom.Tokens.vertex
+        )
+        shown.Set(Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(linear)))
+
+
+def _material(stage: Any, asset: Asset, pictures: dict[str, tuple[str, bytes]]) -> Any:
+    from pxr import Sdf, UsdShade
+
+    types = Sdf.ValueTypeNames
+    material = UsdShade.Material.Define(stage, "/model/material")
+    surface = UsdShade.Shader.Define(stage, "/model/material/surface")
+    surface.CreateIdAttr("UsdPreviewSurface")
+    material.CreateSurfaceOutput().ConnectToSource(surface.ConnectableAPI(), "surface")
+    surface.CreateInput("roughness", types.Float).Set(0.9)
+    surface.CreateInput("metallic", types.Float).Set(0.0)
+    if asset.vertex_colors is not None:
+        reader = _primvar_reader(stage, "color", "UsdPrimvarReader_float3", "displayColor")
+        out = reader.CreateOutput("result", types.Float3)
+        surface.CreateInput("diffuseColor", types.Color3f).ConnectToSource(out)
+    if not pictures:
+        return material
+    uv = _primvar_reader(stage, "uv", "UsdPrimvarReader_float2", "st")
+    coordinates = uv.CreateOutput("result", types.Float2)
+    base = _texture(stage, "base_color", pictures, coordinates, "sRGB")
+    color = base.CreateOutput("rgb", types.Float3)
+    surface.CreateInput("diffuseColor", types.Color3f).ConnectToSource(color)
+    if asset.alpha_mode != "OPAQUE":
+        opacity = base.CreateOutput("a", types.Float)
+        surface.CreateInput("opacity", types.Float).ConnectToSource(opacity)
+        threshold = asset.alpha_cutoff if asset.alpha_mode == "MASK" else 0.0
+        surface.CreateInput("opacityThreshold", types.Float).Set(threshold)
+    if "metallic_roughness" in pictures:
+        packed = _texture(stage, "metallic_roughness", pictures, coordinates, "raw")
+        for name, channel in (("roughness", "g"), ("metallic", "b")):
+            output = packed.CreateOutput(channel, types.Float)
+            surface.GetInput(name).ConnectToSource(output)
+    return material
+
+
+def _primvar_reader(stage: Any, name: str, kind: str, variable: str) -> Any:
+    from pxr import Sdf, UsdShade
+
+    reader = UsdShade.Shader.Define(stage, f"/model/material/{name}")
+    reader.CreateIdAttr(kind)
+    reader.CreateInput("varname", Sdf.ValueTypeNames.String).Set(variable)
+    return reader
+
+
+def _texture(
+    stage: Any, name: str, pictures: dict[str, tuple[str, bytes]], coordinates: Any, space: str
+) -> Any:
+    from pxr import Sdf, UsdShade
+
+    types = Sdf.ValueTypeNames
+    texture = UsdShade.Shader.Define(stage, f"/model/material/{name}")
+    texture.CreateIdAttr("UsdUVTexture")
+    texture.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"textures/{pictures[name][0]}"))
+    texture.CreateInput("sourceColorSpace", types.Token).Set(space)
+    texture.CreateInput("wrapS", types.Token).Set("clamp")
+    texture.CreateInput("wrapT", types.Token).Set("clamp")
+    texture.CreateInput("st", types.Float2).ConnectToSource(coordinates)
+    return texture
