@@ -29,6 +29,8 @@ class Verdict:
     cancelled: int = 0
     tried_again: int = 0
     """Jobs that were sent again after an error that said that they may be."""
+    repeats_failed: int = 0
+    """Inline results, handed out once more, whose second computation failed."""
     lost: int = 0
     mixed: int = 0
     half: int = 0
@@ -75,7 +77,8 @@ def judge(scene: Scene, seed: int, side_by_side: int) -> Verdict:
         for job_id in history.ids:
             results = scene.plane.jobs[job_id].results
             errors.update(str(r["output"]["code"]) for r in results if "error" in r)
-            _judge_repeats(job_id, results, verdict)
+            kept = history.ask.way in (Way.BUCKET, Way.OWN)
+            _judge_repeats(job_id, results, verdict, kept=kept)
         verdict.tried_again += len(history.ids) > 1
     verdict.errors = dict(errors)
     _judge_bucket(scene, verdict)
@@ -98,9 +101,7 @@ def _judge_history(scene: Scene, history: History, verdict: Verdict) -> None:
         _judge_result(scene, history, told(record)[-1], verdict)
 
 
-def _judge_result(
-    scene: Scene, history: History, answer: dict[str, Any], verdict: Verdict
-) -> None:
+def _judge_result(scene: Scene, history: History, answer: dict[str, Any], verdict: Verdict) -> None:
     job_id, right = history.ids[-1], scene.alone[history.ask.picture]
     try:
         data = _received(scene, history, answer)
@@ -133,12 +134,20 @@ def _object(scene: Scene, key: str) -> bytes:
     return found
 
 
-def _judge_repeats(job_id: str, results: list[dict[str, Any]], verdict: Verdict) -> None:
-    """A job that was handed out, or told, more than once has one truth."""
+def _judge_repeats(
+    job_id: str, results: list[dict[str, Any]], verdict: Verdict, *, kept: bool
+) -> None:
+    """A job that was handed out, or told, more than once has one truth.
+
+    Where its result is `kept`, no error may come after it; an inline one is with its caller alone,
+    and a job that is handed out once more is computed, which may fail.
+    """
     made = {r["output"]["artifact"]["sha256"] for r in results if "error" not in r}
     if len(made) > 1:
         _wrong(verdict, "twice_different", f"{job_id} has {len(made)} different results")
-    if made and "error" in results[-1]:
+    if made and "error" in results[-1] and not kept:
+        verdict.repeats_failed += 1
+    elif made and "error" in results[-1]:
         error = results[-1]["error"]
         _wrong(verdict, "twice_different", f"{job_id} had a result; its last word is {error}")
 

@@ -98,9 +98,7 @@ def _ask(chance: random.Random, job_id: str) -> Ask:
     )
 
 
-def _incidents(
-    chance: random.Random, asks: int, often: float
-) -> tuple[tuple[int, Incident], ...]:
+def _incidents(chance: random.Random, asks: int, often: float) -> tuple[tuple[int, Incident], ...]:
     rates = {
         Incident.SIGTERM: 0.25,
         Incident.SIGKILL: 0.25,

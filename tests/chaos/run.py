@@ -236,7 +236,7 @@ def ballast_bytes(folder: Path) -> int:
 @contextmanager
 def scene(seed: int, side_by_side: int) -> Iterator[Scene]:
     """Set everything up, in folders that are gone afterwards."""
-    shared = Path("/dev/shm")  # noqa: S108 - memory: no other program fills it meanwhile
+    shared = Path("/dev/shm")  # memory: no other program fills it meanwhile
     with ExitStack() as stack:
         inside = shared if os.access(shared, os.W_OK) else None
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory("-chaos", dir=inside)))

@@ -95,7 +95,9 @@ class Store:
             self._weather.note("store stopped")
             return True
         path = handler.path.split("?", 1)[0]
-        return self._weather.drawn({"stops in mid-upload": _STORE["stops"]}, "PUT", path) is not None
+        return (
+            self._weather.drawn({"stops in mid-upload": _STORE["stops"]}, "PUT", path) is not None
+        )
 
     def rule(self, exchange: Exchange) -> bool:
         """See `tests.s3_proxy.Rule`."""

@@ -597,8 +597,8 @@ _SERVER_DOORS: tuple[Mutant, ...] = (
     Mutant(
         "jobs on endpoints are bounded",
         "trellis_runtime/server/jobs.py",
-        "if len(self._remote) >= REMOTE_ROOM:",
-        "if len(self._remote) > 99 * REMOTE_ROOM:",
+        "if len(self._remote) + reading >= REMOTE_ROOM:",
+        "if len(self._remote) + reading > 99 * REMOTE_ROOM:",
         (
             "tests/test_server_endpoint.py::test_jobs_on_endpoints_are_bounded_and_leave_local_ones_alone",
         ),

@@ -101,15 +101,22 @@ class Worker:
         with self._loading:
             if self._loaded:
                 return
-            self.engine.load(self._note_phase)
-            if self.settings.start.warm_up != "off":
-                started = time.perf_counter()
-                warm_up(self.engine, int(self.settings.start.warm_up))
-                self._note_phase("warm_up", time.perf_counter() - started)
+            try:
+                self._load()
+            except Exception:  # whatever an engine raises, this process cannot serve
+                self.admission.mark_defunct("the engine could not be loaded")
+                raise
             self._loaded = True
         if self.concurrency < self.settings.jobs.max_concurrent:
             reason = "MAX_CONCURRENT_GENERATIONS asks for more than the card has room for"
             logger().warning("fewer_at_a_time", at_a_time=self.concurrency, reason=reason)
+
+    def _load(self) -> None:
+        self.engine.load(self._note_phase)
+        if self.settings.start.warm_up != "off":
+            started = time.perf_counter()
+            warm_up(self.engine, int(self.settings.start.warm_up))
+            self._note_phase("warm_up", time.perf_counter() - started)
 
     def _note_phase(self, phase: str, seconds: float) -> None:
         self.startup_seconds[phase] = round(seconds, 3)
