@@ -78,7 +78,7 @@ def judge(scene: Scene, seed: int, side_by_side: int) -> Verdict:
             results = scene.plane.jobs[job_id].results
             errors.update(str(r["output"]["code"]) for r in results if "error" in r)
             kept = history.ask.way in (Way.BUCKET, Way.OWN)
-            _judge_repeats(job_id, results, verdict, kept=kept)
+            judge_repeats(job_id, results, verdict, kept=kept)
         verdict.tried_again += len(history.ids) > 1
     verdict.errors = dict(errors)
     _judge_bucket(scene, verdict)
@@ -134,7 +134,7 @@ def _object(scene: Scene, key: str) -> bytes:
     return found
 
 
-def _judge_repeats(
+def judge_repeats(
     job_id: str, results: list[dict[str, Any]], verdict: Verdict, *, kept: bool
 ) -> None:
     """A job that was handed out, or told, more than once has one truth.
