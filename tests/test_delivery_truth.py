@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import requests
 from fastapi.testclient import TestClient
 
-from tests.conftest import environment
+from tests.conftest import ROOT, encoded, environment, picture
 from tests.loopback import Authority
 from tests.s3_proxy import (
     Exchange,
@@ -26,6 +29,7 @@ from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs
 from tests.test_delivery import ON_PLATFORM, handle, worker
 from tests.test_server_bounds import until
 from tests.test_worker import QUICK
+from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery import s3_client
@@ -285,6 +289,20 @@ def test_a_link_that_fails_once_is_visited_again(bucket: SeaweedFs, tmp_path: Pa
     with Proxy(bucket, rule).serve() as url:
         require_bucket(settled(tmp_path, url))
     assert len(seen) == 2
+
+
+def test_run_copies_a_model_that_went_to_the_bucket(bucket: SeaweedFs, tmp_path: Path) -> None:
+    (tmp_path / "mug.png").write_bytes(encoded(picture()))
+    variables = environment(tmp_path, **bucket.variables())
+    done = subprocess.run(
+        [sys.executable, "-m", "trellis_runtime", "run", "mug.png", "-o", "mug.glb",
+         "--preset", "fast", "--texture-size", "512", "--decimation-target", "4000"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    require_glb((tmp_path / "mug.glb").read_bytes())
+    assert "http://" in done.stdout  # the picture's link
 
 
 def test_a_bucket_that_dies_while_serving_turns_ping_unhealthy(
