@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,10 @@ def test_run_copies_a_model_that_went_to_the_bucket(bucket: SeaweedFs, tmp_path:
     assert "http://" in done.stdout  # the picture's link
 
 
+def _ping_is(client: TestClient, status: int) -> bool:
+    return client.get("/ping").status_code == status
+
+
 def test_a_bucket_that_dies_while_serving_turns_ping_unhealthy(
     bucket: SeaweedFs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +330,7 @@ def test_a_bucket_that_dies_while_serving_turns_ping_unhealthy(
     ):
         for change, status in ((is_dead.clear, 200), (is_dead.set, 503), (is_dead.clear, 200)):
             change()
-            until(lambda status=status: client.get("/ping").status_code == status)
+            until(partial(_ping_is, client, status))
             if status == 503:
                 assert "AccessDenied" in client.get("/ping").json()["error"]
 
