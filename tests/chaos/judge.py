@@ -137,7 +137,7 @@ def _received(scene: Scene, history: History, answer: dict[str, Any]) -> bytes:
 
 
 def _object(scene: Scene, key: str) -> bytes:
-    found: bytes = scene.s3.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    found: bytes = scene.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
     return found
 
 
@@ -161,8 +161,7 @@ def judge_repeats(
 
 def _judge_bucket(scene: Scene, verdict: Verdict) -> None:
     """Each folder is whole; nothing else is in the bucket or on the disk."""
-    client = scene.s3.client
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+    pages = scene.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
     folders: dict[str, set[str]] = defaultdict(set)
     for key in keys:

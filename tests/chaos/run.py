@@ -72,6 +72,8 @@ class Scene:
     store_url: str
     bundle: Path
     folder: Path
+    client: Any
+    """A client of the store itself, past the proxy."""
     alone: dict[int, str] = field(default_factory=dict)
     """Each picture's asset, made before the weather turned: SHA-256."""
     histories: list[History] = field(default_factory=list)
@@ -259,7 +261,7 @@ def scene(seed: int, side_by_side: int) -> Iterator[Scene]:
         )
         try:
             yield Scene(plane, worker, store, s3, weather, pictures_url, store_url,
-                        authority.bundle, folder)  # fmt: skip
+                        authority.bundle, folder, s3.client)  # fmt: skip
         except BaseException:
             print(worker.log[-20_000:], file=sys.stderr)
             raise
