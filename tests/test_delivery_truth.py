@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from trellis_runtime.delivery.storage import LocalStore
 from trellis_runtime.errors import SetupFailed, StorageFailed
 from trellis_runtime.server import create_app, served
 from trellis_runtime.settings import Bucket, Settings
+from trellis_runtime.worker.admission import Admission
 
 FOUR = ("answer.json", "model.glb", "preview.png", "thumbnail.webp")
 
@@ -84,6 +86,29 @@ def test_a_job_that_is_run_again_is_answered_without_computing(
     assert second["timings"] == first["timings"]
     assert whole(second)
     assert {k: bucket.client.head_object(Bucket=BUCKET, Key=k)["LastModified"] for k in stamps} == stamps  # fmt: skip
+
+
+@pytest.mark.parametrize("refusal", ["disk_full", "worker_busy", "worker_stopping"])
+def test_a_refusal_is_not_the_last_word_about_a_job_that_is_done(
+    bucket: SeaweedFs, tmp_path: Path, refusal: str
+) -> None:
+    of, job = worker(tmp_path, **bucket.variables()), "done-before"
+    first = handle(of, job)
+    with ExitStack() as held:
+        if refusal == "worker_stopping":
+            of.admission.drain()
+        elif refusal == "disk_full":
+            full = {"jobs": of.settings.jobs.model_copy(update={"min_free_disk_gb": 1e9})}
+            of.settings = of.settings.model_copy(update=full)
+            of.admission = Admission(of.settings.jobs, tmp_path)
+            of.admission.open()
+        else:
+            for _ in range(of.settings.jobs.room):
+                held.enter_context(of.admission.slot())
+        assert handle(of, "never-done")["code"] == refusal
+        again = handle(of, job)
+    assert again["artifact"]["sha256"] == first["artifact"]["sha256"]
+    assert whole(again)
 
 
 @pytest.mark.parametrize("lost", ["model.glb", "preview.png", "answer.json"])

@@ -1325,6 +1325,20 @@ _ATTACKED: tuple[Mutant, ...] = (
         (_TRUTH + "test_an_upload_that_is_damaged_on_its_way_is_sent_again",),
     ),
     Mutant(
+        "a refusal is not the last word about a job that is done",
+        _WORKER,
+        "if (earlier := await asyncio.to_thread(*look)) is None:",
+        "if (earlier := None) is None:",
+        (_TRUTH + "test_a_refusal_is_not_the_last_word_about_a_job_that_is_done",),
+    ),
+    Mutant(
+        "a refused job leaves no thread",
+        _WORKER,
+        "        request = parse_request(payload)\n",
+        "        request = parse_request(payload)\n        ProgressSender(notify or print)\n",
+        ("tests/test_worker.py::test_a_refused_job_leaves_no_thread",),
+    ),
+    Mutant(
         "a link that fails once is visited again",
         _CLIENT,
         "            if answer.transient:\n                raise refusal(",
