@@ -1327,8 +1327,8 @@ _ATTACKED: tuple[Mutant, ...] = (
     Mutant(
         "a refusal is not the last word about a job that is done",
         _WORKER,
-        "if (earlier := await asyncio.to_thread(*look)) is None:",
-        "if (earlier := None) is None:",
+        "                if earlier is None:\n",
+        "                if job_id:\n",
         (_TRUTH + "test_a_refusal_is_not_the_last_word_about_a_job_that_is_done",),
     ),
     Mutant(

@@ -187,8 +187,10 @@ class Worker:
             try:
                 held.enter_context(self.admission.slot())
             except WorkerError:
-                look = (delivered_earlier, self.settings, job, job_id, request)
-                if (earlier := await asyncio.to_thread(*look)) is None:
+                earlier = await asyncio.to_thread(
+                    delivered_earlier, self.settings, job, job_id, request
+                )
+                if earlier is None:
                     raise
                 return earlier
             return await self._generate_held(job, job_id, request, notify)
