@@ -172,13 +172,13 @@ class S3Store:
         try:
             return self._client.put(tried.key, data, scope, IfNoneMatch="*", **facts)
         except StorageFailed as err:
-            if err.status not in _NO_CONDITIONS:
+            if err.answered not in _NO_CONDITIONS:
                 raise
             return self._client.put(tried.key, data, scope, **facts)
 
     def _require_no_other(self, tried: _Tried, err: StorageFailed) -> None:
         """Return where another run has put the same bytes meanwhile; else raise `StorageFailed`."""
-        if err.status != _PRECONDITION_FAILED:
+        if err.answered != _PRECONDITION_FAILED:
             raise _about(tried.name, err) from None
         tried.was_there = True  # another's: not ours to take back
         scope = JobScope("settle", Deadline.after(_SETTLE_S))
