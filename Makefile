@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed fuzz docs image image-rehearsal clean
+.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed chaos fuzz docs image image-rehearsal clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -82,6 +82,9 @@ soak: $(VENV)/dev ## the long form of the reliability tests
 
 mixed: $(VENV)/dev ## 1,000 jobs side by side, each asset compared with its picture's own
 	MIXED_JOBS=$(or $(JOBS),1000) $(PY) -m pytest -s tests/test_mixed.py $(ARGS)
+
+chaos: $(VENV)/dev ## 1,000 jobs at 1 and at 4 side by side, under random faults (JOBS=, SEED=)
+	$(PY) -m tests.chaos --jobs $(or $(JOBS),1000) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 fuzz: $(VENV)/dev ## hostile images and jobs, for a bounded time (SECONDS=60)
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import http.server
 import ipaddress
+import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -71,8 +74,16 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-class _Quiet(http.server.ThreadingHTTPServer):
-    tls: ssl.SSLContext | None = None
+class Wraps(Protocol):
+    """What makes TLS of a connection: an `ssl.SSLContext`, or one that is slow about it."""
+
+    def wrap_socket(self, sock: socket.socket, *, server_side: bool) -> ssl.SSLSocket: ...
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    """A thread for each connection, plain or over TLS; nothing is said of clients that leave."""
+
+    tls: Wraps | None = None
     daemon_threads = True
 
     def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
@@ -115,7 +126,7 @@ def silent_server(handle: Callable[[socket.socket], None]) -> Iterator[tuple[str
 
 
 @contextmanager
-def http_server(reply: Reply, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+def http_server(reply: Reply, tls: Wraps | None = None) -> Iterator[str]:
     """Answer every request with `reply`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -127,7 +138,7 @@ def http_server(reply: Reply, tls: ssl.SSLContext | None = None) -> Iterator[str
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with _Quiet(("127.0.0.1", 0), Handler) as running:
+    with QuietServer(("127.0.0.1", 0), Handler) as running:
         running.tls = tls
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
@@ -143,6 +154,26 @@ def read_sent(handler: http.server.BaseHTTPRequestHandler, size: int | None = No
     sent = handler.rfile.read(size or int(handler.headers.get("Content-Length") or 0))
     handler.sent = sent
     return sent
+
+
+def reset(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """Break the connection as a crash does: the client gets a reset, and no answer."""
+    handler.close_connection = True
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
+def has_left(handler: http.server.BaseHTTPRequestHandler) -> bool:
+    """Whether the client is gone, which has nothing more to send."""
+    try:
+        readable = select.select([handler.connection], [], [], 0)[0]
+        if not readable:
+            return False
+        if isinstance(handler.connection, ssl.SSLSocket):
+            return not handler.connection.recv(1)  # TLS cannot peek
+        return not handler.connection.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):
+        return True
 
 
 def body(

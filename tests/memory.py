@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes, in a process of its own, by the kernel's account."""
+"""What a process holds, and what a piece of work takes, by the kernel's account."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+
+import psutil
 
 from tests.conftest import ROOT
 
@@ -46,3 +48,9 @@ def grown_mib(prepare: str, work: str, *arguments: str, **variables: str) -> flo
     assert done.returncode == 0, done.stderr[-3000:]
     before, after = json.loads(done.stdout.splitlines()[-1])
     return (after - before) / 1024
+
+
+def footprint(pid: int) -> tuple[float, int, int]:
+    """Return a process's resident MiB, threads and open files."""
+    process = psutil.Process(pid)
+    return process.memory_info().rss / 2**20, process.num_threads(), process.num_fds()

@@ -1,7 +1,8 @@
 """RunPod's control plane on the loopback, as the real SDK speaks to it, and workers under it.
 
 Worker's side: job-take (long poll), job-take-batch, job-stop (long poll), job-done, ping. Client's
-side: run, status, cancel, health, for the real `runpod.Endpoint`. Faults are set per test.
+side: run, status, cancel, health, for the real `runpod.Endpoint`. Faults are set per test: the next
+answers to results one by one, or a `weather` that decides about every call.
 """
 
 from __future__ import annotations
@@ -9,10 +10,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import select
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -28,10 +26,17 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests import processes
 from tests.conftest import ROOT, environment
+from tests.loopback import QuietServer, Wraps, has_left, reset
 
 HOLD_S = 1.0  # how long an empty poll is held; the platform holds up to 90 s
 WAIT_S = 60.0
+RESET = 0
 HANG = -1
+LOST = -2
+"""A result is taken, and the connection breaks before the worker is told."""
+
+Weather = Callable[[str, str], int]
+"""Verb and job's id (empty for a poll) to a status, `RESET`, `HANG` or `LOST`; 200 is fine."""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class Record:
     job: dict[str, Any]
     state: str = "IN_QUEUE"
     takes: int = 0
+    holders: list[str] = field(default_factory=list)
+    """Workers that have it and have not answered, one for each time that it was handed out."""
     results: list[dict[str, Any]] = field(default_factory=list)
     refused_posts: int = 0
     open_updates: list[Callable[[], bool]] = field(default_factory=list)
@@ -62,7 +69,8 @@ class Record:
 class Plane:
     """`with Plane() as plane:` serves one endpoint named `ep`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Wraps | None = None, weather: Weather | None = None) -> None:
+        self.weather = weather
         self.jobs: dict[str, Record] = {}
         self.done_statuses: deque[int] = deque()
         """How the next results are answered; 0 is a reset, `HANG` an answer that never comes."""
@@ -74,12 +82,15 @@ class Plane:
         self._stops: deque[str] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._gone: set[str] = set()
         self._server = _server(self)
+        self._server.tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v2"
+        scheme = "http" if self._server.tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.server_port}/v2"
 
     def submit(self, payload: Any, job_id: str | None = None, **top: Any) -> str:
         """Queue a job; `top` are fields beside its input (policy, s3Config, ...)."""
@@ -89,6 +100,29 @@ class Plane:
             self._queue.append(job_id)
             self._changed.notify_all()
         return job_id
+
+    def hand_out_again(self, job_id: str) -> None:
+        """Queue a job that somebody has, or has answered: the platform delivers at least once."""
+        with self._changed:
+            self._queue.append(job_id)
+            self._changed.notify_all()
+
+    def is_queued(self, job_id: str) -> bool:
+        """Whether a job waits to be handed out."""
+        with self._changed:
+            return job_id in self._queue
+
+    def bury(self, worker: str) -> None:
+        """A worker is gone: what it had and has not answered is another's, its polls get nothing."""
+        with self._changed:
+            self._gone.add(worker)
+            for job_id, record in self.jobs.items():
+                was_there = worker in record.holders
+                record.holders = [holder for holder in record.holders if holder != worker]
+                if was_there and record.state == "IN_PROGRESS" and not record.holders:
+                    record.state = "IN_QUEUE"
+                    self._queue.append(job_id)
+            self._changed.notify_all()
 
     def submit_raw(self, job: Any) -> None:
         """Queue something that is perhaps no job at all."""
@@ -139,13 +173,18 @@ class Plane:
 
     # --- what requests do ---
 
-    def take(self, count: int) -> list[dict[str, Any]]:
+    def take(self, count: int, worker: str = "") -> list[dict[str, Any]]:
         with self._changed:
             self._changed.wait_for(lambda: bool(self._queue) or self._closing, HOLD_S)
             taken = []
-            while self._queue and len(taken) < count:
+            while self._queue and len(taken) < count and worker not in self._gone:
                 record = self.jobs[self._queue.popleft()]
-                record.state, record.takes = "IN_PROGRESS", record.takes + 1
+                if record.state == "CANCELLED":
+                    continue
+                if not record.results:  # else it is handed out again, and its result stands
+                    record.state = "IN_PROGRESS"
+                record.holders.append(worker)
+                record.takes += 1
                 taken.append(record.job)
             self._changed.notify_all()
             return taken
@@ -156,8 +195,8 @@ class Plane:
             taken, self._stops = list(self._stops), deque()
             return taken
 
-    def done(self, job_id: str, body: bytes, left: Callable[[], bool]) -> int:
-        """Take what was posted for a job; `left` tells whether its client is gone."""
+    def done(self, job_id: str, body: bytes, left: Callable[[], bool], worker: str = "") -> int:
+        """Take what `worker` posted for a job; `left` tells whether its client is gone."""
         event = json.loads(body)
         is_progress = event.get("status") == "IN_PROGRESS"
         if is_progress and self.updates_hang:
@@ -165,18 +204,30 @@ class Plane:
         with self._changed:
             self.raw.append(body)
             record = self.jobs.get(job_id)
-            status = 200 if is_progress or not self.done_statuses else self.done_statuses.popleft()
+            status = self._status("progress" if is_progress else "job-done", job_id)
             if record is not None:
-                if status != 200:
+                if status not in (200, LOST):
                     record.refused_posts += 1
                 else:
                     record.events.append(event)
                     if not is_progress:
                         record.overtaken |= not all(left() for left in record.open_updates)
                         record.results.append(event)
-                        record.state = "FAILED" if "error" in event else "COMPLETED"
+                        if worker in record.holders:
+                            record.holders.remove(worker)
+                        if record.state != "CANCELLED":
+                            record.state = "FAILED" if "error" in event else "COMPLETED"
             self._changed.notify_all()
             return status
+
+    def _status(self, verb: str, job_id: str = "") -> int:
+        if verb == "job-done" and self.done_statuses:
+            return self.done_statuses.popleft()
+        return 200 if self.weather is None else self.weather(verb, job_id)
+
+    def poll(self, verb: str) -> int:
+        """Return how a poll of the worker's is answered."""
+        return self._status(verb.removesuffix("-batch"))
 
     def _hold_update(self, job_id: str, left: Callable[[], bool]) -> None:
         record = self.jobs[job_id]
@@ -193,7 +244,8 @@ class Plane:
         return answer
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        self.jobs[job_id].state = "CANCELLED"
+        with self._changed:
+            self.jobs[job_id].state = "CANCELLED"
         self.stop(job_id)
         return {"id": job_id, "status": "CANCELLED"}
 
@@ -206,11 +258,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         verb, *rest = parts.path.removeprefix("/v2/ep/").split("/")
         query = parse_qs(parts.query)
-        if verb == "job-take":
-            jobs = self.plane.take(1)
+        polled = verb in ("job-take", "job-take-batch", "job-stop")
+        if polled and (status := self.plane.poll(verb)) != 200:
+            self._fail(status)
+        elif verb == "job-take":
+            jobs = self.plane.take(1, rest[0])
             self.answer(200 if jobs else 204, jobs[0] if jobs else None)
         elif verb == "job-take-batch":
-            jobs = self.plane.take(int(query["batch_size"][0]))
+            jobs = self.plane.take(int(query["batch_size"][0]), rest[0])
             self.answer(200 if jobs else 204, jobs or None)
         elif verb == "job-stop":
             stops = self.plane.stops()
@@ -230,13 +285,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         verb, *rest = urlsplit(self.path).path.removeprefix("/v2/ep/").split("/")
         if verb == "job-done":
-            status = self.plane.done(rest[1], body, self._client_left)
-            while status == HANG and not self._client_left():
-                time.sleep(0.05)
-            if status > 0:
+            status = self.plane.done(rest[1], body, self._client_left, rest[0])
+            if status == 200:
                 self.answer(status, {})
             else:
-                self._reset()
+                self._fail(status)
         elif verb == "run":
             job = json.loads(body)
             job_id = self.plane.submit(job.pop("input"), **job)
@@ -252,16 +305,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.answer(404, {})
 
     def _client_left(self) -> bool:
-        readable = select.select([self.connection], [], [], 0)[0]
-        try:
-            return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return True
+        return has_left(self)
 
-    def _reset(self) -> None:
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
+    def _fail(self, status: int) -> None:
+        while status == HANG and not self._client_left():
+            time.sleep(0.05)
+        if status > 0:
+            self.answer(status, {})
+        else:
+            reset(self)
 
     def answer(self, status: int, body: Any) -> None:
         data = b"" if body is None else json.dumps(body).encode()
@@ -275,15 +327,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class _Quiet(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # killed workers leave their polls behind
-
-
-def _server(plane: Plane) -> http.server.ThreadingHTTPServer:
-    return _Quiet(("127.0.0.1", 0), type("Handler", (_Handler,), {"plane": plane}))
+def _server(plane: Plane) -> QuietServer:
+    return QuietServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"plane": plane}))
 
 
 class WorkerProcess:
@@ -335,9 +380,10 @@ class WorkerProcess:
                 stderr=log,
             )
 
-    def restart(self) -> None:
+    def restart(self, **env: str) -> None:
         """Start again; what the killed process left goes with its group (the SDK's ping process)."""
         processes.stop(self.process)
+        self._environment |= env
         self.process = self._start()
 
     @property

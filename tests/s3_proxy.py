@@ -5,13 +5,12 @@ from __future__ import annotations
 import http.client
 import http.server
 import re
-import ssl
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from tests.loopback import http_server, read_sent
+from tests.loopback import Wraps, http_server, read_sent, reset
 from tests.seaweed import SeaweedFs
 
 Handler = http.server.BaseHTTPRequestHandler
@@ -47,6 +46,11 @@ class Exchange:
         link.close()
         return answer
 
+    def lose(self) -> None:
+        """Let the store act; the connection breaks before it can say so."""
+        self.forward()
+        reset(self.handler)
+
     def reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.handler.send_response(status)
         hop = ("transfer-encoding", "content-length", "connection", "date", "server")
@@ -77,12 +81,18 @@ class Proxy:
     store: SeaweedFs
     rule: Rule
     calls: list[str] = field(default_factory=list)
+    stops: Callable[[Handler], bool] = lambda _: False
+    """Whether the store stops in the middle of what is sent to it."""
 
-    def serve(self, tls: ssl.SSLContext | None = None) -> AbstractContextManager[str]:
+    def serve(self, tls: Wraps | None = None) -> AbstractContextManager[str]:
         return http_server(self._answer, tls)
 
     def _answer(self, handler: Handler) -> None:
         size = int(handler.headers.get("Content-Length") or 0)
+        if self.stops(handler):
+            handler.rfile.read(size // 2)
+            reset(handler)
+            return
         exchange = Exchange(handler, self.store, read_sent(handler) if size else b"")
         self.calls.append(exchange.call)
         if not self.rule(exchange):
@@ -121,8 +131,7 @@ def loses_the_answer(call: str, times: int) -> Rule:
         if exchange.call != call or left[0] == 0:
             return False
         left[0] -= 1
-        exchange.forward()
-        exchange.handler.connection.close()
-        raise ConnectionResetError
+        exchange.lose()
+        return True
 
     return rule

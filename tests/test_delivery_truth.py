@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from fastapi.testclient import TestClient
 
-from tests.conftest import environment
+from tests.conftest import ROOT, encoded, environment, picture
 from tests.loopback import Authority
 from tests.s3_proxy import (
     Exchange,
@@ -23,13 +29,18 @@ from tests.s3_proxy import (
 )
 from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs
 from tests.test_delivery import ON_PLATFORM, handle, worker
+from tests.test_server_bounds import until
 from tests.test_worker import QUICK
+from trellis_runtime.assets.glb_reader import require_glb
+from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery import s3_client
 from trellis_runtime.delivery.s3 import operators_store, require_bucket
 from trellis_runtime.delivery.storage import LocalStore
-from trellis_runtime.errors import SetupFailed
+from trellis_runtime.errors import SetupFailed, StorageFailed
+from trellis_runtime.server import create_app, served
 from trellis_runtime.settings import Bucket, Settings
+from trellis_runtime.worker.admission import Admission
 
 FOUR = ("answer.json", "model.glb", "preview.png", "thumbnail.webp")
 
@@ -75,6 +86,29 @@ def test_a_job_that_is_run_again_is_answered_without_computing(
     assert second["timings"] == first["timings"]
     assert whole(second)
     assert {k: bucket.client.head_object(Bucket=BUCKET, Key=k)["LastModified"] for k in stamps} == stamps  # fmt: skip
+
+
+@pytest.mark.parametrize("refusal", ["disk_full", "worker_busy", "worker_stopping"])
+def test_a_refusal_is_not_the_last_word_about_a_job_that_is_done(
+    bucket: SeaweedFs, tmp_path: Path, refusal: str
+) -> None:
+    of, job = worker(tmp_path, **bucket.variables()), "done-before"
+    first = handle(of, job)
+    with ExitStack() as held:
+        if refusal == "worker_stopping":
+            of.admission.drain()
+        elif refusal == "disk_full":
+            full = {"jobs": of.settings.jobs.model_copy(update={"min_free_disk_gb": 1e9})}
+            of.settings = of.settings.model_copy(update=full)
+            of.admission = Admission(of.settings.jobs, tmp_path)
+            of.admission.open()
+        else:
+            for _ in range(of.settings.jobs.room):
+                held.enter_context(of.admission.slot())
+        assert handle(of, "never-done")["code"] == refusal
+        again = handle(of, job)
+    assert again["artifact"]["sha256"] == first["artifact"]["sha256"]
+    assert whole(again)
 
 
 @pytest.mark.parametrize("lost", ["model.glb", "preview.png", "answer.json"])
@@ -201,6 +235,132 @@ def test_a_put_that_may_have_arrived_is_removed_when_the_job_fails(
         answer = handle(worker(tmp_path, **at(url)), "maybe")
     assert answer["code"] == "storage_failed"
     assert [k for k in bucket.keys() if "/maybe/" in k] == []
+
+
+def stored(endpoint: str, tmp_path: Path, job: str, data: bytes = b"made") -> Artifact:
+    """Put a model as one run of a job does."""
+    store = operators_store(settled(tmp_path, endpoint), job, "f" * 64)
+    return store.put("model.glb", data, "model/gltf-binary", JobScope(job))
+
+
+@pytest.mark.parametrize("data", [b"made", b"another"])
+def test_of_two_runs_that_upload_at_once_the_first_ones_object_stays(
+    bucket: SeaweedFs, tmp_path: Path, data: bytes
+) -> None:
+    """The second looked before the first had put anything; its bytes are the same, or not."""
+    job = f"together-{data.decode()}"
+    key = f"trellis2/{job}/model.glb"
+    before: list[Any] = []
+
+    def found() -> Any:
+        return bucket.client.head_object(Bucket=BUCKET, Key=key)["Metadata"]
+
+    def rule(exchange: Exchange) -> bool:
+        if exchange.call == "PUT model.glb" and not before:
+            stored(bucket.endpoint, tmp_path, job)
+            before.append(found())
+        return False
+
+    with Proxy(bucket, rule).serve() as url:
+        if data == b"made":
+            assert stored(url, tmp_path, job, data).bytes == len(data)
+        else:
+            with pytest.raises(StorageFailed, match="another run of this job") as refused:
+                stored(url, tmp_path, job, data)
+            assert refused.value.retryable
+    assert found() == before[0]
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_store_without_conditions_is_written_all_the_same(
+    bucket: SeaweedFs, tmp_path: Path, status: int
+) -> None:
+    def rule(exchange: Exchange) -> bool:
+        if is_conditional := "If-None-Match" in exchange.handler.headers:
+            exchange.refuse(status, "NotImplemented")
+        return is_conditional
+
+    with Proxy(bucket, rule).serve() as url:
+        assert stored(url, tmp_path, f"plain-{status}").bytes == 4
+
+
+def test_an_upload_that_is_damaged_on_its_way_is_sent_again(
+    bucket: SeaweedFs, tmp_path: Path
+) -> None:
+    puts: list[bool] = []
+
+    def rule(exchange: Exchange) -> bool:
+        if exchange.call != "PUT model.glb":
+            return False
+        puts.append("If-None-Match" in exchange.handler.headers)
+        if is_first := len(puts) == 1:
+            exchange.refuse(400, "BadDigest")
+        return is_first
+
+    with Proxy(bucket, rule).serve() as url:
+        assert stored(url, tmp_path, "damaged").bytes == 4
+    assert puts == [True, True]  # the same again: not as to a store that knows no conditions
+    data = bucket.client.get_object(Bucket=BUCKET, Key="trellis2/damaged/model.glb")["Body"].read()
+    assert data == b"made"
+
+
+def test_a_link_that_fails_once_is_visited_again(bucket: SeaweedFs, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def rule(exchange: Exchange) -> bool:
+        if exchange.handler.command != "GET":
+            return False
+        seen.append(exchange.call)
+        if is_first := len(seen) == 1:
+            exchange.refuse(503, "SlowDown")
+        return is_first
+
+    with Proxy(bucket, rule).serve() as url:
+        require_bucket(settled(tmp_path, url))
+    assert len(seen) == 2
+
+
+def test_run_copies_a_model_that_went_to_the_bucket(bucket: SeaweedFs, tmp_path: Path) -> None:
+    (tmp_path / "mug.png").write_bytes(encoded(picture()))
+    variables = environment(tmp_path, **bucket.variables())
+    done = subprocess.run(
+        [sys.executable, "-m", "trellis_runtime", "run", "mug.png", "-o", "mug.glb",
+         "--preset", "fast", "--texture-size", "512", "--decimation-target", "4000"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    require_glb((tmp_path / "mug.glb").read_bytes())
+    assert "http://" in done.stdout  # the picture's link
+
+
+def _ping_is(client: TestClient, status: int) -> bool:
+    return client.get("/ping").status_code == status
+
+
+def test_a_bucket_that_dies_while_serving_turns_ping_unhealthy(
+    bucket: SeaweedFs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "_BUCKET_S", 0.1)
+    is_dead = threading.Event()
+
+    def rule(exchange: Exchange) -> bool:
+        if is_dead.is_set():
+            exchange.refuse(403, "AccessDenied")
+        return is_dead.is_set()
+
+    with (
+        Proxy(bucket, rule).serve() as url,
+        TestClient(
+            create_app(Settings.from_env(environment(tmp_path, **at(url)))),
+            base_url="http://localhost",
+        ) as client,
+    ):
+        for change, status in ((is_dead.clear, 200), (is_dead.set, 503), (is_dead.clear, 200)):
+            change()
+            until(partial(_ping_is, client, status))
+            if status == 503:
+                assert "AccessDenied" in client.get("/ping").json()["error"]
 
 
 def test_a_local_file_of_an_earlier_run_is_not_taken_back(tmp_path: Path) -> None:

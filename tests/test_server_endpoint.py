@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -14,7 +15,11 @@ from typing import Any
 import pytest
 import requests
 
+from tests.loopback import Authority, http_server
+from tests.loopback import body as plain_body
 from tests.test_server import body, serving
+from trellis_runtime.errors import EndpointFailed
+from trellis_runtime.server import endpoint as far_module
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -128,3 +133,30 @@ def test_jobs_on_endpoints_are_bounded_and_leave_local_ones_alone(tmp_path: Path
         more = requests.post(f"{url}/jobs?endpoint=ep", json=body(), timeout=30)
         assert (more.status_code, more.json()["code"]) == (429, "worker_busy")
         assert requests.post(f"{url}/generate", json=body(), timeout=120).status_code == 200
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_endpoint_that_drips_or_pours_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
+    quick = far_module._LIMITS.model_copy(update={"timeout_s": 1.0})
+    monkeypatch.setattr(far_module, "_LIMITS", quick)
+    stop = threading.Event()
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        if "status" in handler.path:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            while not stop.wait(0.05):
+                handler.wfile.write(b" ")
+        else:
+            plain_body(gzip.compress(b" " * 64_000_000), encoding="gzip")(handler)
+
+    with http_server(reply, authority.context if tls else None) as url:
+        far = far_module.Endpoint(url, "ep", "k")
+        with pytest.raises(EndpointFailed, match="took too long"):
+            far.status("job")
+        with pytest.raises(EndpointFailed, match="more than 32000000 bytes"):
+            far.run({})
+        stop.set()

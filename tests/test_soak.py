@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.memory import footprint
 from tests.plane import Plane, WorkerProcess
 from tests.test_platform import INLINE
 
@@ -18,23 +18,17 @@ JOBS = int(os.environ.get("SOAK_JOBS", "30"))
 WARM = max(10, JOBS // 5)
 
 
-def footprint(process: psutil.Process) -> tuple[float, int, int]:
-    """Resident MiB, threads, open files."""
-    return process.memory_info().rss / 2**20, process.num_threads(), process.num_fds()
-
-
 @pytest.mark.slow
 def test_many_jobs_leave_memory_threads_and_files_level(tmp_path: Path) -> None:
     with Plane() as plane, WorkerProcess(plane, tmp_path) as worker:
-        process = psutil.Process(worker.process.pid)
         warm = (0.0, 0, 0)
         for number in range(JOBS):
             payload = INLINE if number % 10 else {"image": "broken"}
             record = plane.ask(payload)
             assert len(record.results) == 1
             if number == WARM:
-                warm = footprint(process)
-        end = footprint(process)
+                warm = footprint(worker.process.pid)
+        end = footprint(worker.process.pid)
         assert worker.files() == []
         states = [r.state for r in plane.jobs.values()]
         print(

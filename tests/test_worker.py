@@ -397,3 +397,15 @@ def test_what_a_crashed_process_left_is_swept_at_start(tmp_path: Path) -> None:
     (partial / "1-j-model.glb").write_bytes(b"another running process's")
     start(tmp_path)
     assert [p.name for p in partial.iterdir()] == ["1-j-model.glb"]
+
+
+def test_a_refused_job_leaves_no_thread(make_worker: MakeWorker) -> None:
+    of = make_worker()
+    of.admission.drain()
+
+    async def refused() -> list[str]:
+        jobs = [{"id": f"no-{n}", "input": QUICK} for n in range(5)]
+        return [(await of.handle(job, lambda _: None))["code"] for job in jobs]
+
+    assert asyncio.run(refused()) == ["worker_stopping"] * 5
+    assert [t for t in threading.enumerate() if t.name == "progress"] == []

@@ -597,8 +597,8 @@ _SERVER_DOORS: tuple[Mutant, ...] = (
     Mutant(
         "jobs on endpoints are bounded",
         "trellis_runtime/server/jobs.py",
-        "if len(self._remote) >= REMOTE_ROOM:",
-        "if len(self._remote) > 99 * REMOTE_ROOM:",
+        "if len(self._remote) + reading >= REMOTE_ROOM:",
+        "if len(self._remote) + reading > 99 * REMOTE_ROOM:",
         (
             "tests/test_server_endpoint.py::test_jobs_on_endpoints_are_bounded_and_leave_local_ones_alone",
         ),
@@ -1319,6 +1319,121 @@ _WEIGHTS: tuple[Mutant, ...] = (
     ),
 )
 
+_GUARDS = "trellis_runtime/server/guards.py"
+_LISTEN = "trellis_runtime/server/listen.py"
+_BOUNDS = "tests/test_server_bounds.py::"
+
+_ATTACKED: tuple[Mutant, ...] = (
+    Mutant(
+        "a bucket that dies while serving turns /ping unhealthy",
+        "trellis_runtime/server/served.py",
+        "self.dead_bucket = err.message",
+        "pass",
+        (_TRUTH + "test_a_bucket_that_dies_while_serving_turns_ping_unhealthy",),
+    ),
+    Mutant(
+        "a body that does not arrive is given up",
+        _GUARDS,
+        "asyncio.wait_for(request.body(), BODY_S)",
+        "asyncio.wait_for(request.body(), 900)",
+        (_BOUNDS + "test_a_body_that_does_not_arrive_is_given_up",),
+    ),
+    Mutant(
+        "connections have a bound",
+        _LISTEN,
+        "if len(self.connections) > MAX_CONNECTIONS:",
+        "if False:",
+        (_BOUNDS + "test_connections_have_a_bound",),
+    ),
+    Mutant(
+        "a body that is read counts as a job",
+        _GUARDS,
+        "require_room(worker, served.reading)",
+        "require_room(worker)",
+        (
+            _BOUNDS + "test_a_body_that_is_read_counts_as_a_job",
+            _BOUNDS + "test_the_doors_keep_within_their_memory",
+        ),
+    ),
+    Mutant(
+        "a body that is read for an endpoint counts as a job there",
+        _GUARDS,
+        "jobs.require_remote_room(served.reading_for_endpoints)",
+        "jobs.require_remote_room()",
+        (_BOUNDS + "test_a_body_that_is_read_counts_as_a_job",),
+    ),
+    Mutant(
+        "the scheme's name has no case",
+        _GUARDS,
+        'scheme.lower() == "bearer"',
+        'scheme == "Bearer"',
+        (_BOUNDS + "test_the_schemes_name_has_no_case",),
+    ),
+    Mutant(
+        "the platform's PORT is listened to",
+        "trellis_runtime/cli/parser.py",
+        "port = args.port or platform.port or 8000",
+        "port = args.port or 8000",
+        (_BOUNDS + "test_the_platforms_ports_are_listened_to",),
+    ),
+    Mutant(
+        "PORT_HEALTH answers",
+        _LISTEN,
+        "if health is not None and health != port:",
+        "if False:",
+        (_BOUNDS + "test_the_platforms_ports_are_listened_to",),
+    ),
+    Mutant(
+        "a worker whose engine cannot be loaded takes no further job",
+        _WORKER,
+        'self.admission.mark_defunct("the engine could not be loaded")',
+        "pass",
+        (_BOUNDS + "test_an_engine_that_fails_to_load_with_the_first_job_turns_ping_unhealthy",),
+    ),
+    Mutant(
+        "of two runs that upload at once the first one's object stays",
+        _S3,
+        'IfNoneMatch="*", ',
+        "",
+        (_TRUTH + "test_of_two_runs_that_upload_at_once_the_first_ones_object_stays",),
+    ),
+    Mutant(
+        "another run's other bytes are not taken for ours",
+        _S3,
+        'if found.get("Metadata", {}).get("sha256") != tried.sha256:',
+        "if False:",
+        (_TRUTH + "test_of_two_runs_that_upload_at_once_the_first_ones_object_stays[another]",),
+    ),
+    Mutant(
+        "an upload that is damaged on its way is sent again",
+        _CLIENT,
+        '    "BadDigest",  # damaged on its way: what was sent is right\n',
+        "",
+        (_TRUTH + "test_an_upload_that_is_damaged_on_its_way_is_sent_again",),
+    ),
+    Mutant(
+        "a refusal is not the last word about a job that is done",
+        _WORKER,
+        "                if earlier is None:\n",
+        "                if job_id:\n",
+        (_TRUTH + "test_a_refusal_is_not_the_last_word_about_a_job_that_is_done",),
+    ),
+    Mutant(
+        "a refused job leaves no thread",
+        _WORKER,
+        "        request = parse_request(payload)\n",
+        "        request = parse_request(payload)\n        ProgressSender(notify or print)\n",
+        ("tests/test_worker.py::test_a_refused_job_leaves_no_thread",),
+    ),
+    Mutant(
+        "a link that fails once is visited again",
+        _CLIENT,
+        "            if answer.transient:\n                raise refusal(",
+        "            if answer is None:\n                raise refusal(",
+        (_TRUTH + "test_a_link_that_fails_once_is_visited_again",),
+    ),
+)
+
 
 _EVENTS = "tests/test_events.py::"
 _CONTRACT: tuple[Mutant, ...] = (
@@ -1473,4 +1588,5 @@ MUTANTS: tuple[Mutant, ...] = (
     + _CONTRACT
     + _IMAGE
     + _FORMATS
+    + _ATTACKED
 )

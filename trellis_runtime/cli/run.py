@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import uuid
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
@@ -23,8 +24,13 @@ from trellis_runtime.contract.request import (
     TextureFormat,
     TextureSize,
 )
-from trellis_runtime.settings import Settings
+from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.delivery.fetch import fetch
+from trellis_runtime.errors import FetchFailed
+from trellis_runtime.settings import FetchLimits, Settings
 from trellis_runtime.worker.worker import Worker
+
+_ANYWHERE = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))  # the bucket is the operator's own
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
         err_console.print(f"[red]{answer['error']}[/red]", highlight=False, soft_wrap=True)
         return 1
     if args.output:
-        args.output.write_bytes(_local_path(answer["glb_url"]).read_bytes())
+        args.output.write_bytes(_model_of(answer))
     if not args.json:
         _print_card(answer, args.output)
     return 0
@@ -153,8 +159,8 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
     for told in answer.get("files", []):
         _print_finish(told)
     preview = answer["preview"]
-    out_console.print(f"GLB:     {copied_to or _local_path(answer['glb_url'])}", soft_wrap=True)
-    out_console.print(f"picture: {_local_path(preview['url']) if preview else '-'}", soft_wrap=True)
+    out_console.print(f"GLB:     {copied_to or _shown(answer['glb_url'])}", soft_wrap=True)
+    out_console.print(f"picture: {_shown(preview['url']) if preview else '-'}", soft_wrap=True)
     out_console.print(
         _degradation_line(given, bool(answer.get("warnings"))),
         highlight=False,
@@ -180,5 +186,27 @@ def _degradation_line(given: dict[str, Any], warned: bool) -> str:
     return f"degradation level: {given['level']} ({given['rung']}, {kind}): {words}"
 
 
-def _local_path(url: str) -> Path:
-    return Path(unquote(urlsplit(url).path))
+def _model_of(answer: dict[str, Any]) -> bytes:
+    """Return the GLB: from this machine's folder, or by its link where a bucket is set.
+
+    Raises `FetchFailed` where the link does not work, or the bucket has none to give.
+    """
+    url = answer["glb_url"]
+    if url is None:
+        key = answer["artifact"]["key"]
+        raise FetchFailed(f"this bucket gives no links; the model is in it, at {key}")
+    if (path := _local_path(url)) is not None:
+        return path.read_bytes()
+    anywhere = FetchLimits(timeout_s=600, allow_networks=_ANYWHERE)
+    return fetch(url, answer["artifact"]["bytes"], anywhere, JobScope(""))
+
+
+def _shown(url: str | None) -> str:
+    """Return where a file lies: its path on this machine, or its link."""
+    path = _local_path(url) if url else None
+    return str(path) if path else url or "in the bucket, which gives no links"
+
+
+def _local_path(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from trellis_runtime.contract.answer import Artifact
+from trellis_runtime.contract.files import ANSWER
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery.fetch import Answer, store_code
 from trellis_runtime.delivery.s3_client import Access, S3Client, settled
@@ -36,6 +37,11 @@ _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # as lenient as 
 
 _UNKNOWABLE = (401, 403, 405, 501)
 """What a store answers to HEAD where the key may only write, or the call is not known."""
+
+
+_PRECONDITION_FAILED = 412
+_NO_CONDITIONS = (400, 501)
+"""What a store answers that does not know a PUT with a condition."""
 
 
 @dataclass(slots=True)
@@ -68,11 +74,11 @@ class S3Store:
         tried = _Tried(name, key, sha256, self._is_there(key, scope))
         self._tried.append(tried)
         try:
-            etag = self._client.put(key, data, scope, **self._facts(name, data, content_type))
+            etag = self._put_first(tried, data, scope, self._facts(name, data, content_type))
         except StorageFailed as err:
             scope.check()
             if not self._arrived(tried):
-                raise _about(name, err) from None
+                self._require_no_other(tried, err)
         else:
             require_etag(name, data, etag)
             self._require_same(tried, len(data), scope)
@@ -154,6 +160,34 @@ class S3Store:
     def check_alive(self, scope: JobScope) -> None:
         """Write one small object, always the same one; raises `StorageFailed` if refused."""
         self._client.put(self.key_of("alive"), b"ok", scope, ContentType="text/plain")
+
+    def _put_first(self, tried: _Tried, data: bytes, scope: JobScope, facts: dict[str, Any]) -> str:
+        """PUT, on the condition that nobody was quicker where nothing was a moment ago.
+
+        Two runs of one job would else leave one's model beside the other's pictures. `answer.json`
+        is the last of a run whose files all stood, and either run's tells the truth of them.
+        """
+        if tried.was_there is not False or tried.name == ANSWER.name:
+            return self._client.put(tried.key, data, scope, **facts)
+        try:
+            return self._client.put(tried.key, data, scope, IfNoneMatch="*", **facts)
+        except StorageFailed as err:
+            if err.answered not in _NO_CONDITIONS:
+                raise
+            return self._client.put(tried.key, data, scope, **facts)
+
+    def _require_no_other(self, tried: _Tried, err: StorageFailed) -> None:
+        """Return where another run has put the same bytes meanwhile; else raise `StorageFailed`."""
+        if err.answered != _PRECONDITION_FAILED:
+            raise _about(tried.name, err) from None
+        tried.was_there = True  # another's: not ours to take back
+        scope = JobScope("settle", Deadline.after(_SETTLE_S))
+        found = self._client.head(tried.key, scope)
+        if found.get("Metadata", {}).get("sha256") != tried.sha256:
+            raise StorageFailed(
+                f"{tried.name} was not delivered: another run of this job has delivered another "
+                "one meanwhile; send the job again to be answered with that"
+            ) from None
 
     def _facts(self, name: str, data: bytes, content_type: str) -> dict[str, Any]:
         metadata = {"sha256": hashlib.sha256(data).hexdigest(), "run": self._run}

@@ -37,6 +37,10 @@ _TRANSIENT_CODES = (
     "InternalError",
     "ServiceUnavailable",
     "Throttling",
+    "BadDigest",  # damaged on its way: what was sent is right
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict",  # another upload of the same key has not ended
 )
 
 # Hosts that take a bucket's name in front. Any other host is left alone: "minio.example.com" may
@@ -123,9 +127,16 @@ class S3Client:
         return str(url)
 
     def visit(self, link: str, scope: JobScope) -> Answer:
-        """GET a link as whoever receives it would."""
+        """GET a link as whoever receives it would; a failure that may pass is tried again."""
         limits, field = self._access.limits, self._access.field or "the bucket"
-        return exchange("GET", link, limits, scope, field=field)
+
+        def once() -> Answer:
+            answer = exchange("GET", link, limits, scope, field=field)
+            if answer.transient:
+                raise refusal("GET (by the link that a caller would get)", answer.status, "", field)
+            return answer
+
+        return retried(once, self._access.attempts, scope)
 
     def _call(self, name: str, scope: JobScope, **params: Any) -> Any:
         self._scope = scope

@@ -34,6 +34,7 @@ from trellis_runtime.errors import (
     WorkerError,
     WorkerStarting,
 )
+from trellis_runtime.server.jobs import Jobs
 from trellis_runtime.server.served import Served
 from trellis_runtime.worker.worker import Worker
 
@@ -133,6 +134,17 @@ def held_room(worker: Worker, served: Served) -> Iterator[None]:
         yield
     finally:
         served.reading -= 1
+
+
+@contextmanager
+def held_remote_room(jobs: Jobs, served: Served) -> Iterator[None]:
+    """Count a body that is being read for an endpoint as a job there, for the same reason."""
+    jobs.require_remote_room(served.reading_for_endpoints)
+    served.reading_for_endpoints += 1
+    try:
+        yield
+    finally:
+        served.reading_for_endpoints -= 1
 
 
 def require_room(worker: Worker, reading: int = 0) -> None:

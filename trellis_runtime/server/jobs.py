@@ -113,9 +113,11 @@ class Jobs:
             job.task.add_done_callback(self._remote.discard)
         return job, job.task
 
-    def require_remote_room(self) -> None:
-        """Raise `WorkerBusy` where as many jobs are on endpoints as may be."""
-        if len(self._remote) >= REMOTE_ROOM:
+    def require_remote_room(self, reading: int = 0) -> None:
+        """Raise `WorkerBusy` where as many jobs are on endpoints as may be, bodies that are read
+        counted.
+        """
+        if len(self._remote) + reading >= REMOTE_ROOM:
             raise WorkerBusy(f"{REMOTE_ROOM} jobs are on endpoints; wait until one has ended")
 
     def stop_all(self) -> None:

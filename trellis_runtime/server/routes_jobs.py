@@ -18,6 +18,7 @@ from trellis_runtime.contract.files import MODEL, file_called
 from trellis_runtime.errors import InvalidInput, NotFound, NotRunning
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
+    held_remote_room,
     held_room,
     read_payload,
 )
@@ -58,8 +59,8 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
             with held_room(worker, served):
                 payload = await read_payload(request, served)
         else:
-            jobs.require_remote_room()
-            payload = await read_payload(request, served)
+            with held_remote_room(jobs, served):
+                payload = await read_payload(request, served)
         job, _ = jobs.submit(payload, remote)
         return JSONResponse(job.view(), status_code=202)
 

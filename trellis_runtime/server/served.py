@@ -34,6 +34,7 @@ class Served:
         self.is_stopping = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.reading = 0  # bodies on their way
+        self.reading_for_endpoints = 0
         self.dead_bucket: str | None = None
         self.bucket_worked = False
         self.metrics = Metrics()

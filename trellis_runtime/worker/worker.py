@@ -3,6 +3,8 @@
 The platform's event loop is never blocked: generations run on threads of their own, as many as
 may run side by side (one by default: it owns the GPU). A stopped job is told to stop and its slot
 stays closed until its thread has really left; only then does the cancellation go on.
+
+Long because a worker's start, its jobs and its health are one class's state.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +38,7 @@ from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
 from trellis_runtime.worker.pipeline import Pipeline
 from trellis_runtime.worker.progress import Notify, ProgressSender
+from trellis_runtime.worker.repeats import delivered_earlier
 from trellis_runtime.worker.startup import (
     build_engine,
     process_age,
@@ -101,15 +104,22 @@ class Worker:
         with self._loading:
             if self._loaded:
                 return
-            self.engine.load(self._note_phase)
-            if self.settings.start.warm_up != "off":
-                started = time.perf_counter()
-                warm_up(self.engine, int(self.settings.start.warm_up))
-                self._note_phase("warm_up", time.perf_counter() - started)
+            try:
+                self._load()
+            except Exception:  # whatever an engine raises, this process cannot serve
+                self.admission.mark_defunct("the engine could not be loaded")
+                raise
             self._loaded = True
         if self.concurrency < self.settings.jobs.max_concurrent:
             reason = "MAX_CONCURRENT_GENERATIONS asks for more than the card has room for"
             logger().warning("fewer_at_a_time", at_a_time=self.concurrency, reason=reason)
+
+    def _load(self) -> None:
+        self.engine.load(self._note_phase)
+        if self.settings.start.warm_up != "off":
+            started = time.perf_counter()
+            warm_up(self.engine, int(self.settings.start.warm_up))
+            self._note_phase("warm_up", time.perf_counter() - started)
 
     def _note_phase(self, phase: str, seconds: float) -> None:
         self.startup_seconds[phase] = round(seconds, 3)
@@ -173,17 +183,32 @@ class Worker:
         self, job: dict[str, Any], job_id: str, payload: object, notify: Notify | None
     ) -> dict[str, Any]:
         request = parse_request(payload)
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.admission.slot())
+            except WorkerError:
+                earlier = await asyncio.to_thread(
+                    delivered_earlier, self.settings, job, job_id, request
+                )
+                if earlier is None:
+                    raise
+                return earlier
+            return await self._generate_held(job, job_id, request, notify)
+
+    async def _generate_held(
+        self, job: dict[str, Any], job_id: str, request: GenerationRequest, notify: Notify | None
+    ) -> dict[str, Any]:
+        """Run a job that has its place; what is started for it here has ended on return."""
         progress = ProgressSender(notify) if notify else None
         deadline = Deadline.after(_job_seconds(job, self.settings.jobs.timeout_s))
         scope = JobScope(job_id, deadline, progress.update if progress else None)
-        with self.admission.slot():
-            running = self._threads.submit(self._run, job, request, scope)
-            try:
-                grace_s = self.settings.jobs.stuck_grace_s
-                return await wait_until_thread_exits(running, scope, grace_s, self._note_stuck)
-            finally:
-                if progress:
-                    await asyncio.to_thread(progress.close)
+        running = self._threads.submit(self._run, job, request, scope)
+        try:
+            grace_s = self.settings.jobs.stuck_grace_s
+            return await wait_until_thread_exits(running, scope, grace_s, self._note_stuck)
+        finally:
+            if progress:
+                await asyncio.to_thread(progress.close)
 
     def _note_stuck(self, reason: str) -> None:
         """A thread was given up: no job can be run beside it, and only the process can end it."""
