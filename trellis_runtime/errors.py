@@ -304,6 +304,13 @@ class NotRunning(WorkerError):
     remedy = "Nothing: its answer is at `/jobs/{id}`."
 
 
+class StillRunning(WorkerError):
+    """The job that is to be deleted runs or waits."""
+
+    code, fault, retryable, status = "still_running", Fault.CALLER, False, 409
+    remedy = "Cancel it first: `POST /jobs/{id}/cancel`."
+
+
 class LengthRequired(WorkerError):
     """The body came without its length."""
 

@@ -137,6 +137,31 @@ def bounding_box(mask: Mask) -> tuple[slice, slice]:
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
 
 
+Box = tuple[float, float, float, float]
+
+
+def shown_part(image: Rgba, alpha: Alpha) -> Box:
+    """Return what of `image` `settle_alpha` leaves: left, top, right, bottom as shares."""
+    if alpha.kind != "ignored":
+        return (0.0, 0.0, 1.0, 1.0)
+    rows, cols = bounding_box(alpha.object)
+    return shares_of(rows, cols, image.shape[:2])
+
+
+def shares_of(
+    rows: slice, cols: slice, shape: tuple[int, ...], part: Box = (0.0, 0.0, 1.0, 1.0)
+) -> Box:
+    """Return rows and columns of a picture of `shape` as shares of the one that it is `part` of."""
+    left, top, right, bottom = part
+    across, down = (right - left) / shape[1], (bottom - top) / shape[0]
+    return (
+        left + cols.start * across,
+        top + rows.start * down,
+        left + cols.stop * across,
+        top + rows.stop * down,
+    )
+
+
 def border_share(mask: Mask) -> float:
     """Return the share of the picture's outermost pixels that `mask` holds."""
     ring = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])

@@ -10,11 +10,10 @@ from trellis_runtime.assets.images import decode_image
 from trellis_runtime.assets.warnings import cutout_warnings
 from trellis_runtime.cli.console import out_console, require_writable
 from trellis_runtime.contract.engine import CutOut
-from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.contract.stages import Stage
 from trellis_runtime.settings import Settings
+from trellis_runtime.worker.cutout import engine_cutout
 from trellis_runtime.worker.startup import build_engine
 
 
@@ -57,12 +56,7 @@ def _cutout(args: argparse.Namespace) -> int:
 def _cut_out(args: argparse.Namespace, settings: Settings) -> CutOut:
     image = decode_image(args.image.read_bytes(), settings.image)
     background = "keep" if args.keep_background else "auto"
-    plan = Plan.as_asked(parse_request({"image": "-", "background": background}), 0)
+    request = parse_request({"image": "-", "background": background})
     engine = build_engine(settings)
     engine.load(lambda _phase, _seconds: None)
-    generation = engine.begin(image, plan)
-    try:
-        generation.run(Stage.CONDITION, plan, JobScope("cutout"))
-        return generation.cutout()
-    finally:
-        generation.close()
+    return engine_cutout(engine, image, request, JobScope("cutout"))

@@ -47,6 +47,8 @@ class CutOut:
     border    of the picture's outermost pixels that are object, 0 to 1
     longer_px the object's longer side, in pixels of the picture as it was sent
     uncertain of the object's pixels, those that the background remover was unsure of, 0 to 1
+    box       what `rgba` shows: left, top, right and bottom as shares of the upright picture as it
+              was sent; a margin may lie outside 0 to 1
     """
 
     rgba: Rgba
@@ -57,6 +59,7 @@ class CutOut:
     uncertain: float = 0.0
     alpha_ignored: bool = False
     plain_shape: bool = False
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,14 @@ class Engine(Protocol):
     @property
     def measures_quality(self) -> bool:
         """Whether its assets carry a quality report, so that a job may insist on checks."""
+
+    @property
+    def ignored_fields(self) -> tuple[str, ...]:
+        """Fields of a request that change nothing here, dotted."""
+
+    @property
+    def useful_side_px(self) -> int:
+        """The longer side beyond which a picture brings it no more detail."""
 
     def info(self) -> EngineInfo:
         """Name the engine, its versions and its card."""

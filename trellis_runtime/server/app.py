@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from trellis_runtime import __version__
 from trellis_runtime.contract.engine import Engine
 from trellis_runtime.errors import SetupFailed, Unhealthy
+from trellis_runtime.server.addresses import files_address, with_http_addresses
 from trellis_runtime.server.guards import (
     add_guards,
     answer_response,
@@ -30,6 +31,7 @@ from trellis_runtime.server.openapi import (
     errors_with,
 )
 from trellis_runtime.server.routes_jobs import add_job_routes
+from trellis_runtime.server.routes_page import add_page_routes
 from trellis_runtime.server.served import Served
 from trellis_runtime.settings import Settings
 
@@ -72,6 +74,7 @@ def create_app(
     add_guards(app, served)
     _add_platform(app, served)
     add_job_routes(app, served)
+    add_page_routes(app, served)
     app.state.served = served
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
@@ -124,4 +127,6 @@ def _add_platform(app: FastAPI, served: Served) -> None:
         if not task.done():
             await jobs.cancel(job.id)
         answer = None if task.cancelled() else task.result()
-        return answer_response(answer or served.stopped().to_wire(job.id))
+        told = answer or served.stopped().to_wire(job.id)
+        address = files_address(str(request.base_url), job.id)
+        return answer_response(with_http_addresses(told, address))

@@ -8,68 +8,41 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import itertools
 import json
+import re
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from trellis_runtime.contract.files import ANSWER, file_called, files_told
+from trellis_runtime.assets.images import parse_base64
+from trellis_runtime.contract.files import ANSWER, THUMBNAIL, file_called, files_told
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.contract.stages import Stage
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import LocalStore, folder_of
 from trellis_runtime.errors import EndpointFailed, InternalError, WorkerBusy, WorkerError
 from trellis_runtime.logs import logger
+from trellis_runtime.server import kept
 from trellis_runtime.server.endpoint import Endpoint
+from trellis_runtime.server.expectation import Expectations
+from trellis_runtime.server.job import Answer, Job, Task, advance, finish, newer, touch
 from trellis_runtime.worker.worker import Worker
 
-Answer = dict[str, Any] | None
-Task = asyncio.Task[Answer]
 _T = TypeVar("_T")
-State = Literal["running", "done", "failed", "cancelled"]
 
 REMOTE_ROOM = 8  # jobs on endpoints at a time
 _CANCEL_TRIES = 3
 _KEPT = 200
-_REQUEST_NAME = "request.json"
-_HISTORY = 60
 _KEEP_ALIVE_S = 15.0
 _POLL_S = 1.0
 _LARGEST_MODEL = 500_000_000  # bytes
-
-
-@dataclass(slots=True)
-class Job:
-    """One job; `request` is what was asked, its picture left out."""
-
-    id: str
-    request: dict[str, Any]
-    created: float = field(default_factory=time.time)
-    state: State = "running"
-    stage: str = "queued"
-    progress: float = 0.0
-    answer: dict[str, Any] | None = None
-    version: int = 0
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    task: Task | None = None
-
-    def view(self) -> dict[str, Any]:
-        """Return what the page and the API show of it."""
-        return {
-            "id": self.id,
-            "state": self.state,
-            "stage": self.stage,
-            "progress": round(self.progress, 3),
-            "created": round(self.created, 3),
-            "request": self.request,
-            "answer": self.answer,
-        }
+_PICTURES_BYTES = 64_000_000  # of jobs that left no folder: the oldest are dropped
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Jobs:
@@ -84,8 +57,13 @@ class Jobs:
         self._root = root
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._remote: set[Task] = set()
+        self._told: set[asyncio.Task[None]] = set()
         # Of their own: an endpoint that is slow must not hold the threads of local jobs.
         self._remote_threads = ThreadPoolExecutor(REMOTE_ROOM, thread_name_prefix="endpoint")
+        self.expectations = Expectations()
+        for path in reversed(self._answers()):
+            if (job := kept.remembered(path.parent)) and job.request and job.answer:
+                self.expectations.learn(job.endpoint, job.request, job.answer)
 
     def submit(
         self, payload: dict[str, Any], endpoint: Endpoint | None = None, *, keep: bool = True
@@ -98,9 +76,10 @@ class Jobs:
         # An address may carry a credential in its query string.
         shown = _without_secrets(payload)
         job = Job(f"web-{uuid.uuid4().hex[:12]}", shown)
+        job.endpoint = endpoint.endpoint_id if endpoint else None
+        job.expected = self.expectations.expect(job.endpoint, shown)
         self._jobs[job.id] = job
-        while len(self._jobs) > _KEPT:
-            self._jobs.popitem(last=False)
+        self._forget_oldest()
         work = (
             self._run(job, payload, keep)
             if endpoint is None
@@ -135,9 +114,39 @@ class Jobs:
 
     def find(self, job_id: str) -> dict[str, Any] | None:
         """Return a job's view, from memory or from its folder; None when there is none."""
-        if job := self._jobs.get(job_id):
-            return job.view()
-        return self._remembered(self._root / folder_of(job_id))
+        job = self._jobs.get(job_id) or kept.remembered(self.folder(job_id))
+        return None if job is None else job.view() | self._place(job)
+
+    def _place(self, job: Job) -> dict[str, Any]:
+        """Return where a job's pictures and files are, and how many jobs it waits for."""
+        folder, path = self.folder(job.id), f"/jobs/{job.id}"
+        has_input = job.picture is not None or kept.has_input(folder)
+        has_thumbnail = (folder / THUMBNAIL.name).is_file()
+        return {
+            "queue_place": self._queue_place(job),
+            "thumbnail": f"{path}/thumbnail" if has_thumbnail else None,
+            "input": f"{path}/input" if has_input else None,
+            "files": [f | {"url": f"{path}/files/{f['name']}"} for f in kept.files_of(folder)],
+        }
+
+    def _queue_place(self, job: Job) -> int | None:
+        """Return how many jobs run or wait here before `job`, 0 once it runs, None elsewhere."""
+        if job.state != "running" or job.endpoint is not None:
+            return None
+        if job.started is not None:
+            return 0
+        before = itertools.takewhile(lambda other: other is not job, list(self._jobs.values()))
+        return sum(other.state == "running" and other.endpoint is None for other in before)
+
+    def picture(self, job_id: str) -> tuple[bytes, str] | None:
+        """Return the picture that a job was given, and its type; None where it is not kept."""
+        job = self._jobs.get(job_id)
+        return (job.picture if job else None) or kept.input_of(self.folder(job_id))
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended, and remove its files from this machine."""
+        self._jobs.pop(job_id, None)
+        kept.delete(self.folder(job_id))
 
     def folder(self, job_id: str) -> Path:
         return self._root / folder_of(job_id)
@@ -152,68 +161,125 @@ class Jobs:
             await job.task
         return True
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return this machine's jobs, newest first."""
-        found = {job.id: job.view() for job in self._jobs.values()}
-        answers = sorted(
-            self._root.glob(f"*/{ANSWER.name}"), key=lambda p: p.stat().st_mtime, reverse=True
-        )
-        for path in answers[:_HISTORY]:
-            if path.parent.name not in found and (view := self._remembered(path.parent)):
-                found[view["id"]] = view
-        return sorted(found.values(), key=lambda view: -view["created"])[:_HISTORY]
+    def history(self, limit: int, before: str | None = None) -> tuple[list[dict[str, Any]], bool]:
+        """Return a page of jobs, newest first, and whether there are more.
+
+        `before` is the last job of the page that came before. Of jobs that only their folders
+        remember, the newest 200 are listed.
+        """
+        jobs = dict(self._jobs)
+        for folder in (path.parent for path in self._answers()):
+            known = folder.name in jobs or not _PLAIN.fullmatch(folder.name)
+            if not known and (job := kept.remembered(folder)):
+                jobs[job.id] = job
+        ordered = sorted(jobs.values(), key=lambda job: (-job.created, job.id))
+        ids = [job.id for job in ordered]
+        first = ids.index(before) + 1 if before in ids else 0
+        page = ordered[first : first + limit]
+        return [_line(job, self._place(job)) for job in page], first + limit < len(ordered)
+
+    def _answers(self) -> list[Path]:
+        """Return the answers on this machine's disk, newest first."""
+        found = self._root.glob(f"*/{ANSWER.name}")
+        return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:_KEPT]
+
+    def _forget_oldest(self) -> None:
+        while len(self._jobs) > _KEPT:
+            self._jobs.popitem(last=False)
+        held = 0
+        for job in reversed(self._jobs.values()):
+            held += len(job.picture[0]) if job.picture else 0
+            if held > _PICTURES_BYTES:
+                job.picture = None
 
     async def follow(self, job_id: str) -> AsyncIterator[dict[str, Any] | None]:
         """Yield a job's view whenever it changes, its last one last; None keeps a line alive."""
         job = self._jobs.get(job_id)
         while job is not None:
             seen = job.version
-            yield job.view()
+            yield job.view() | self._place(job)
             if job.state != "running":
                 return
             try:
-                await asyncio.wait_for(_newer(job, seen), _KEEP_ALIVE_S)
+                await asyncio.wait_for(newer(job, seen), _KEEP_ALIVE_S)
             except TimeoutError:
                 yield None
 
     async def _run(self, job: Job, payload: dict[str, Any], keep: bool) -> Answer:
         loop = asyncio.get_running_loop()
 
-        def notify(update: dict[str, Any]) -> None:
-            asyncio.run_coroutine_threadsafe(_advance(job, update), loop)
+        def watch(stage: str, fraction: float) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
+                asyncio.run_coroutine_threadsafe(advance(job, stage, fraction), loop)
 
         try:
-            answer = await self._worker.handle({"id": job.id, "input": payload}, notify)
-            kept = _without_files(answer)
-            if keep and kept != answer:
-                await asyncio.to_thread(self._bring, job, copy.deepcopy(answer))
+            if keep:
+                job.picture = await asyncio.to_thread(self._picture_sent, payload)
+            answer = await self._worker.handle({"id": job.id, "input": payload}, watch=watch)
+            shown = _without_files(answer)
+            if keep and shown != answer:
+                shown = copy.deepcopy(answer)
+                await asyncio.to_thread(self._bring, job, shown)
         except asyncio.CancelledError:
-            await _finish(job, "cancelled", None)
+            await finish(job, "cancelled", None)
             raise
         except (WorkerError, OSError) as err:  # its files cannot be written here
-            answer = kept = _reported(err).to_wire(job.id)
-        await _finish(job, "failed" if "error" in answer else "done", kept)
+            answer = shown = _reported(err).to_wire(job.id)
+        finally:
+            self._tell_waiting()
+        await finish(job, "failed" if "error" in answer else "done", shown)
         if job.state == "done":
-            await asyncio.to_thread(self._remember, job)
+            await asyncio.to_thread(self._note, job, shown)
         return answer
+
+    def _tell_waiting(self) -> None:
+        """Have the followers of jobs in the queue see that it has moved."""
+        for job in self._jobs.values():
+            if job.state == "running" and job.started is None:
+                task = asyncio.ensure_future(touch(job))
+                self._told.add(task)
+                task.add_done_callback(self._told.discard)
+
+    def _picture_sent(self, payload: dict[str, Any]) -> tuple[bytes, str] | None:
+        """Return the picture in a request, where it is one that a browser shows."""
+        image = payload.get("image")
+        if not isinstance(image, str) or re.match(r"\s*https?:", image[:64], re.IGNORECASE):
+            return None
+        try:
+            data = parse_base64(image, self._worker.settings.image)
+        except WorkerError:
+            return None
+        kind = kept.picture_type(data)
+        return (data, kind) if kind else None
+
+    def _note(self, job: Job, answer: dict[str, Any]) -> None:
+        """Keep what a finished job was asked beside its result, and learn from its times."""
+        self.expectations.learn(job.endpoint, job.request, answer)
+        with suppress(OSError):
+            kept.remember(self.folder(job.id), job)
+        if kept.has_input(self.folder(job.id)):
+            job.picture = None
 
     async def _send(self, job: Job, payload: dict[str, Any], endpoint: Endpoint) -> Answer:
         """Run a job on an endpoint and bring its files here; it ends within a bound."""
         submitting = asyncio.ensure_future(self._on_thread(endpoint.run, payload))
         try:
+            job.picture = await self._on_thread(self._picture_sent, payload)
             async with asyncio.timeout(self._worker.settings.remote.timeout_s):
                 remote_id = await asyncio.shield(submitting)
                 view = await self._until_ended(job, endpoint, remote_id)
             if view["state"] == "done":
                 await self._on_thread(self._bring, job, view["answer"])
-            await _finish(job, view["state"], view["answer"])
+            await finish(job, view["state"], view["answer"])
         except asyncio.CancelledError:
             await self._withdraw(endpoint, submitting)
-            await _finish(job, "cancelled", None)
+            await finish(job, "cancelled", None)
             raise
         except Exception as err:  # noqa: BLE001 - whatever an endpoint sends, the job ends
             await self._withdraw(endpoint, submitting)
-            await _finish(job, "failed", _reported(err).to_wire(job.id))
+            await finish(job, "failed", _reported(err).to_wire(job.id))
+        if job.state == "done" and job.answer:
+            await self._on_thread(self._note, job, job.answer)
         return job.answer
 
     async def _until_ended(self, job: Job, endpoint: Endpoint, remote_id: str) -> dict[str, Any]:
@@ -229,7 +295,7 @@ class Jobs:
                 heard = time.monotonic()
                 if view["state"] != "running":
                     return view
-                await _advance(job, view)
+                await advance(job, view["stage"], view["progress"])
             await asyncio.sleep(_POLL_S)
 
     async def _withdraw(self, endpoint: Endpoint, submitting: asyncio.Future[str]) -> None:
@@ -259,53 +325,14 @@ class Jobs:
                 data = base64.b64decode(artifact.pop("base64"))
             else:
                 data = fetch(artifact["url"], _LARGEST_MODEL, limits, scope)
-            store.put(name, data, artifact["content_type"], scope)
+            put = store.put(name, data, artifact["content_type"], scope)
+            artifact["url"] = artifact.get("url") or put.url
         answer["job_id"] = job.id
         store.put(ANSWER.name, json.dumps(answer).encode(), ANSWER.content_type, scope)
 
-    def _remember(self, job: Job) -> None:
-        folder = self.folder(job.id)
-        if folder.is_dir():
-            content = {"created": job.created, "request": job.request}
-            (folder / _REQUEST_NAME).write_text(json.dumps(content))
 
-    def _remembered(self, folder: Path) -> dict[str, Any] | None:
-        try:
-            answer = json.loads((folder / ANSWER.name).read_bytes())
-            created = (folder / ANSWER.name).stat().st_mtime
-        except (OSError, ValueError):
-            return None
-        request: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            kept = json.loads((folder / _REQUEST_NAME).read_bytes())
-            request, created = kept["request"], kept["created"]
-        job = Job(
-            str(answer.get("job_id", folder.name)), request, created, "done", Stage.STORE, 1.0
-        )
-        job.answer = answer
-        return job.view()
-
-
-async def _newer(job: Job, seen: int) -> None:
-    """Wait until a job has changed since version `seen`, which may be already."""
-    async with job.changed:
-        await job.changed.wait_for(lambda: job.version != seen)
-
-
-async def _advance(job: Job, update: dict[str, Any]) -> None:
-    async with job.changed:
-        if job.state == "running":
-            job.stage, job.progress = update["stage"], update["progress"]
-            job.version += 1
-            job.changed.notify_all()
-
-
-async def _finish(job: Job, state: State, answer: dict[str, Any] | None) -> None:
-    async with job.changed:
-        job.state, job.answer = state, answer
-        job.progress = 1.0 if state == "done" else job.progress
-        job.version += 1
-        job.changed.notify_all()
+def _line(job: Job, place: dict[str, Any]) -> dict[str, Any]:
+    return job.line() | {k: v for k, v in place.items() if k != "files"}
 
 
 def _reported(err: Exception) -> WorkerError:

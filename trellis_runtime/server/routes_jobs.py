@@ -1,4 +1,4 @@
-"""The routes under /jobs: start, follow, cancel, list, files and maps."""
+"""The routes under /jobs: start, follow, cancel, list, delete, files, pictures and maps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from trellis_runtime.assets.glb_reader import read_textures
-from trellis_runtime.contract.files import MODEL, file_called
-from trellis_runtime.errors import InvalidInput, NotFound, NotRunning
+from trellis_runtime.contract.files import MODEL, THUMBNAIL, file_called
+from trellis_runtime.errors import InvalidInput, NotFound, NotRunning, StillRunning
+from trellis_runtime.server.addresses import files_address, with_http_addresses
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
     held_remote_room,
@@ -37,6 +38,7 @@ def add_job_routes(app: FastAPI, served: Served) -> None:
     _add_lifecycle(app, served)
     _add_views(app, served)
     _add_files(app, served)
+    _add_pictures(app, served)
 
 
 def _add_lifecycle(app: FastAPI, served: Served) -> None:
@@ -62,39 +64,57 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
             with held_remote_room(jobs, served):
                 payload = await read_payload(request, served)
         job, _ = jobs.submit(payload, remote)
-        return JSONResponse(job.view(), status_code=202)
+        return JSONResponse(_found(jobs.find(job.id), request), status_code=202)
 
     @app.post("/jobs/{job_id}/cancel", responses=errors_with(404, 409) | {200: JOB_RESPONSE})
-    async def cancel(job_id: JobId) -> Response:
+    async def cancel(request: Request, job_id: JobId) -> Response:
         """Stop a running job; the answer comes once it has left the GPU."""
         _, jobs = served.ready()
         _found(jobs.find(job_id))
         if not await jobs.cancel(job_id):
             raise NotRunning(f"job {job_id} is not running")
-        return JSONResponse(_found(jobs.find(job_id)))
+        return JSONResponse(_found(jobs.find(job_id), request))
+
+    @app.delete("/jobs/{job_id}", status_code=204, responses=errors_with(404, 409))
+    async def delete(job_id: JobId) -> Response:
+        """Forget a job that has ended, and remove its files from this machine."""
+        _, jobs = served.ready()
+        if _found(jobs.find(job_id))["state"] == "running":
+            raise StillRunning(f"job {job_id} is running; cancel it first")
+        await asyncio.to_thread(jobs.delete, job_id)
+        return Response(status_code=204)
 
 
 def _add_views(app: FastAPI, served: Served) -> None:
     """Add: list, show, follow."""
 
     @app.get("/jobs")
-    async def history() -> Response:
-        """List this machine's jobs, newest first."""
+    async def history(
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        before: Annotated[str | None, Query(pattern=_ENDPOINT_ID)] = None,
+    ) -> Response:
+        """List this machine's jobs, newest first, without their results; `Link` names the rest.
+
+        `before` is the id of the last job of the page before.
+        """
         _, jobs = served.ready()
-        return JSONResponse(await asyncio.to_thread(jobs.history))
+        lines, more = await asyncio.to_thread(jobs.history, limit, before)
+        following = f'</jobs?limit={limit}&before={lines[-1]["id"]}>; rel="next"' if more else None
+        return JSONResponse(lines, headers={"Link": following} if following else None)
 
     @app.get("/jobs/{job_id}", responses=errors_with(404) | {200: JOB_RESPONSE})
-    async def show(job_id: JobId) -> Response:
+    async def show(request: Request, job_id: JobId) -> Response:
         """Answer what is known of a job."""
         _, jobs = served.ready()
-        return JSONResponse(_found(jobs.find(job_id)))
+        return JSONResponse(_found(jobs.find(job_id), request))
 
     @app.get("/jobs/{job_id}/events", responses=errors_with(404))
-    async def events(job_id: JobId) -> Response:
+    async def events(request: Request, job_id: JobId) -> Response:
         """Stream a job's progress as server-sent events; the last one holds its answer."""
         _, jobs = served.ready()
         _found(jobs.find(job_id))
-        return StreamingResponse(_event_lines(jobs, job_id), media_type="text/event-stream",
+        lines = _event_lines(jobs, job_id, request)
+        return StreamingResponse(lines, media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store"})  # fmt: skip
 
 
@@ -125,6 +145,28 @@ def _add_files(app: FastAPI, served: Served) -> None:
         return Response(picture, media_type="image/webp")
 
 
+def _add_pictures(app: FastAPI, served: Served) -> None:
+    """Add what sends the small picture of a job's model, and the picture that it was given."""
+
+    @app.get("/jobs/{job_id}/thumbnail", responses=errors_with(404), response_class=FileResponse)
+    async def thumbnail(job_id: JobId) -> Response:
+        """Send the small picture of a job's model."""
+        _, jobs = served.ready()
+        path = jobs.folder(job_id) / THUMBNAIL.name
+        if not path.is_file():
+            raise NotFound(f"job {job_id} has no thumbnail here")
+        return FileResponse(path, media_type=THUMBNAIL.content_type)
+
+    @app.get("/jobs/{job_id}/input", responses=errors_with(404), response_class=Response)
+    async def picture(job_id: JobId) -> Response:
+        """Send the picture that a job was given, where it is one that browsers show."""
+        _, jobs = served.ready()
+        kept = await asyncio.to_thread(jobs.picture, job_id)
+        if kept is None:
+            raise NotFound(f"the picture of job {job_id} is not kept here")
+        return Response(kept[0], media_type=kept[1])
+
+
 def _remote(worker: Worker, endpoint: str | None) -> Endpoint | None:
     remote = worker.settings.remote
     if endpoint is None:
@@ -135,13 +177,14 @@ def _remote(worker: Worker, endpoint: str | None) -> Endpoint | None:
     return Endpoint(remote.base_url, endpoint, remote.api_key.get_secret_value())
 
 
-async def _event_lines(jobs: Jobs, job_id: str) -> AsyncIterator[str]:
+async def _event_lines(jobs: Jobs, job_id: str, request: Request) -> AsyncIterator[str]:
     seen = False
     async for view in jobs.follow(job_id):
         seen = True
-        yield ": alive\n\n" if view is None else f"data: {json.dumps(view)}\n\n"
+        told = None if view is None else json.dumps(_found(view, request))
+        yield f"data: {told}\n\n" if told else ": alive\n\n"
     if not seen:  # it ended in an earlier process
-        yield f"data: {json.dumps(jobs.find(job_id))}\n\n"
+        yield f"data: {json.dumps(_found(jobs.find(job_id), request))}\n\n"
 
 
 def _map_picture(path: Path, name: str) -> bytes | None:
@@ -159,7 +202,9 @@ def _map_picture(path: Path, name: str) -> bytes | None:
     return buffer.getvalue()
 
 
-def _found(view: dict[str, Any] | None) -> dict[str, Any]:
+def _found(view: dict[str, Any] | None, request: Request | None = None) -> dict[str, Any]:
     if view is None:
         raise NotFound("there is no such job")
-    return view
+    if request is None:
+        return view
+    return with_http_addresses(view, files_address(str(request.base_url), view["id"]))

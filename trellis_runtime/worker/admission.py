@@ -112,15 +112,18 @@ class Admission:
             logger().error("worker_defunct", reason=reason)
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold a place for one job; raises `WorkerStopping`, `WorkerBusy` or `DiskFull`."""
+    def slot(self, *, counted: bool = True) -> Iterator[None]:
+        """Hold a place for one job; raises `WorkerStopping`, `WorkerBusy` or `DiskFull`.
+
+        What is not `counted` takes a place like a job, and is none: a cut-out to look at.
+        """
         self._enter()
         try:
             yield
         finally:
             with self._lock:
                 self._in_hand -= 1
-                self._served += 1
+                self._served += counted
                 spent = 0 < self._limits.jobs_per_process <= self._served
             if spent:
                 self.mark_defunct(f"{self._served} jobs served (TRELLIS2_JOBS_PER_PROCESS)")

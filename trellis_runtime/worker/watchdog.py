@@ -11,10 +11,12 @@ import asyncio
 import faulthandler
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
 
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.errors import DeadlineExceeded
+
+T = TypeVar("T")
 
 _BEAT_S = 5.0
 LOOP_FROZEN_S = 300.0
@@ -22,11 +24,11 @@ LOOP_FROZEN_S = 300.0
 
 
 async def wait_until_thread_exits(
-    running: Future[dict[str, Any]],
+    running: Future[T],
     scope: JobScope,
     grace_s: float,
     on_stuck: Callable[[str], None],
-) -> dict[str, Any]:
+) -> T:
     """Await a generation; when cancelled, stop it and wait until its thread has left.
 
     However often the cancellation is repeated: leaving early would let the next job meet a GPU
@@ -54,12 +56,12 @@ async def wait_until_thread_exits(
 
 
 def _give_up(
-    running: Future[dict[str, Any]],
+    running: Future[T],
     scope: JobScope,
     grace_s: float,
     on_stuck: Callable[[str], None],
     cancelled: asyncio.CancelledError | None,
-) -> dict[str, Any]:
+) -> T:
     scope.cancel()  # should it wake up all the same, it must not deliver
     where = f"{scope.current} did not return" if scope.current else "the job did not begin"
     if not running.cancel():  # it waits for a thread no more, or it never had one

@@ -4,7 +4,7 @@ The platform's event loop is never blocked: generations run on threads of their 
 may run side by side (one by default: it owns the GPU). A stopped job is told to stop and its slot
 stays closed until its thread has really left; only then does the cancellation go on.
 
-Long because a worker's start, its jobs and its health are one class's state.
+Long because slots, threads and the ways in which they end are one class's state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 from trellis_runtime import __version__
 from trellis_runtime.assets.decoder import DECODER
 from trellis_runtime.contract.answer import GenerationResult
-from trellis_runtime.contract.engine import Engine
+from trellis_runtime.contract.engine import CutOut, Engine, Rgba
 from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeout, Queue
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
-from trellis_runtime.contract.scope import Deadline, JobScope
+from trellis_runtime.contract.scope import Deadline, JobScope, Progress
 from trellis_runtime.delivery.choose import LOCAL_IDS, Delivery, require_answer_fits
 from trellis_runtime.delivery.earlier import fingerprint
 from trellis_runtime.delivery.s3 import require_bucket
@@ -36,7 +36,8 @@ from trellis_runtime.errors import InternalError, MeshRejected, NotFinite, Setup
 from trellis_runtime.logs import configure_logging, logger
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
-from trellis_runtime.worker.pipeline import Pipeline
+from trellis_runtime.worker.cutout import engine_cutout
+from trellis_runtime.worker.pipeline import Pipeline, load_image
 from trellis_runtime.worker.progress import Notify, ProgressSender
 from trellis_runtime.worker.repeats import delivered_earlier
 from trellis_runtime.worker.startup import (
@@ -137,14 +138,23 @@ class Worker:
         if self.settings.bucket.is_configured:
             require_bucket(self.settings.bucket)
 
-    async def handle(self, job: dict[str, Any], notify: Notify | None = None) -> dict[str, Any]:
-        """Answer one job; the only exception that leaves is the platform's own cancellation."""
+    async def handle(
+        self,
+        job: dict[str, Any],
+        notify: Notify | None = None,
+        watch: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Answer one job; the only exception that leaves is the platform's own cancellation.
+
+        `notify` hears of its progress at the platform's pace. `watch`, in its place, hears every
+        step as it happens, on the job's own thread, and must not block.
+        """
         job_id = str(job.get("id") or "").encode("utf-8", "replace").decode()
         try:
             payload = job.get("input")
             if isinstance(payload, dict) and payload.get("type") == "health":
                 return await self.health()
-            answer = await self._generate(job, job_id, payload, notify)
+            answer = await self._generate(job, job_id, payload, notify, watch)
         except WorkerError as err:
             answer = self._failure(job_id, err)
         except Exception:  # noqa: BLE001 - the one place where anything at all becomes an answer
@@ -180,7 +190,12 @@ class Worker:
         self._threads.shutdown(wait=not self.has_stuck_thread, cancel_futures=True)
 
     async def _generate(
-        self, job: dict[str, Any], job_id: str, payload: object, notify: Notify | None
+        self,
+        job: dict[str, Any],
+        job_id: str,
+        payload: object,
+        notify: Notify | None,
+        watch: Progress | None,
     ) -> dict[str, Any]:
         request = parse_request(payload)
         with ExitStack() as held:
@@ -193,15 +208,20 @@ class Worker:
                 if earlier is None:
                     raise
                 return earlier
-            return await self._generate_held(job, job_id, request, notify)
+            return await self._generate_held(job, job_id, request, notify, watch)
 
     async def _generate_held(
-        self, job: dict[str, Any], job_id: str, request: GenerationRequest, notify: Notify | None
+        self,
+        job: dict[str, Any],
+        job_id: str,
+        request: GenerationRequest,
+        notify: Notify | None,
+        watch: Progress | None,
     ) -> dict[str, Any]:
         """Run a job that has its place; what is started for it here has ended on return."""
         progress = ProgressSender(notify) if notify else None
         deadline = Deadline.after(_job_seconds(job, self.settings.jobs.timeout_s))
-        scope = JobScope(job_id, deadline, progress.update if progress else None)
+        scope = JobScope(job_id, deadline, progress.update if progress else watch)
         running = self._threads.submit(self._run, job, request, scope)
         try:
             grace_s = self.settings.jobs.stuck_grace_s
@@ -209,6 +229,29 @@ class Worker:
         finally:
             if progress:
                 await asyncio.to_thread(progress.close)
+
+    async def cut_out(self, payload: dict[str, Any]) -> tuple[Rgba, CutOut]:
+        """Return the picture that a job names, and what of it would be modelled.
+
+        It takes a place among the jobs and waits its turn, as it needs what they need. Raises a
+        `WorkerError`.
+        """
+        request = parse_request(payload)
+        scope = JobScope("cutout", Deadline.after(self.settings.jobs.timeout_s))
+        with self.admission.slot(counted=False):
+            running = self._threads.submit(self._cut_out, request, scope)
+            grace_s = self.settings.jobs.stuck_grace_s
+            return await wait_until_thread_exits(running, scope, grace_s, self._note_stuck)
+
+    def _cut_out(self, request: GenerationRequest, scope: JobScope) -> tuple[Rgba, CutOut]:
+        self._ensure_loaded()
+        try:
+            given = load_image(request, self.settings.image, self.settings.fetch, scope)
+            image = given.image
+            return image, engine_cutout(self.engine, image, request, scope)
+        except WorkerError as err:
+            self.admission.note_failure(err)
+            raise
 
     def _note_stuck(self, reason: str) -> None:
         """A thread was given up: no job can be run beside it, and only the process can end it."""

@@ -28,7 +28,7 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.embedded import inflation, needs, surface, texture
 from trellis_runtime.engines.embedded.budget import Budget, Share
-from trellis_runtime.engines.embedded.foreground import Foreground, find_foreground
+from trellis_runtime.engines.embedded.foreground import WORK_PX, Foreground, find_foreground
 from trellis_runtime.engines.embedded.inflation import Field, Mask
 from trellis_runtime.engines.embedded.saliency import SaliencyNetwork
 from trellis_runtime.engines.embedded.surface import Floats
@@ -68,6 +68,15 @@ class EmbeddedEngine:
     @property
     def measures_quality(self) -> bool:
         return False
+
+    @property
+    def ignored_fields(self) -> tuple[str, ...]:
+        return ("sampler", "shell", "remesh_band", "min_thickness", "alpha_mode",
+                "strict", "retry_seeds")  # fmt: skip
+
+    @property
+    def useful_side_px(self) -> int:
+        return 2 * WORK_PX  # of the whole picture: an object of half its side still fills the crop
 
     def info(self) -> EngineInfo:
         return EngineInfo(

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from trellis_runtime.assets.cutout import (
     Alpha,
+    Box,
     Mask,
     border_share,
     bounding_box,
     nearest_fill,
     require_object,
     settle_alpha,
+    shares_of,
+    shown_part,
     whole_picture,
 )
 from trellis_runtime.contract.engine import CutOut, Rgba
@@ -64,12 +67,15 @@ def find_foreground(image: Rgba, background: str, network: SaliencyNetwork) -> F
         mask = np.zeros(whole.shape[:2], bool)
         top, left = (whole.shape[0] - image.shape[0]) // 2, (whole.shape[1] - image.shape[1]) // 2
         mask[top : top + image.shape[0], left : left + image.shape[1]] = True
-        return _crop(whole, mask.astype(np.float32), "keep", None, 0.0)
+        frame = shares_of(slice(-top, whole.shape[0] - top), slice(-left, whole.shape[1] - left),
+                          image.shape[:2])  # fmt: skip
+        return _crop(whole, mask.astype(np.float32), "keep", None, 0.0, frame)
     settled, alpha = settle_alpha(image)
     if alpha.kind == "cut_out":
         return _crop(
-            settled[..., :3], (settled[..., 3] / 255).astype(np.float32), "alpha", alpha, 0.0
-        )
+            settled[..., :3], (settled[..., 3] / 255).astype(np.float32), "alpha", alpha, 0.0,
+            (0.0, 0.0, 1.0, 1.0),
+        )  # fmt: skip
     rgb = np.ascontiguousarray(settled[..., :3])
     probability = object_probability(network, rgb)
     mask = coherent_object(probability)
@@ -77,7 +83,8 @@ def find_foreground(image: Rgba, background: str, network: SaliencyNetwork) -> F
     require_object(mask)
     doubtful = (probability > 0.2) & (probability < 0.8)
     soft = np.where(mask, np.maximum(probability, 0.51), np.minimum(probability, 0.49))
-    return _crop(rgb, soft, "model", alpha, float(doubtful.sum() / mask.sum()))
+    uncertain = float(doubtful.sum() / mask.sum())
+    return _crop(rgb, soft, "model", alpha, uncertain, shown_part(image, alpha))
 
 
 def coherent_object(probability: NDArray[np.float32]) -> Mask:
@@ -132,7 +139,9 @@ def _crop(
     source: Literal["alpha", "model", "keep"],
     alpha: Alpha | None,
     uncertain: float,
+    frame: Box,
 ) -> Foreground:
+    """Cut the object out of `rgb`, which shows `frame` of the picture as it was sent."""
     mask = soft > 0.5
     rows, cols = bounding_box(mask)
     object_rgb = nearest_fill(np.ascontiguousarray(rgb[rows, cols]), mask[rows, cols])
@@ -146,8 +155,29 @@ def _crop(
         uncertain=uncertain,
         alpha_ignored=alpha is not None and alpha.kind == "ignored",
         plain_shape=source == "alpha" and alpha is not None and alpha.plain_shape,
+        box=shares_of(*_squared(rows, cols, square_mask.shape[0]), rgb.shape[:2], frame),
     )
     return Foreground(square_rgb, square_mask, cutout)
+
+
+def _squared(rows: slice, cols: slice, side: int) -> tuple[slice, slice]:
+    """Return the rows and columns that `_square`'s `side` pixels show, its margin included."""
+    height, width = rows.stop - rows.start, cols.stop - cols.start
+    whole = _size_in_square((height, width))
+    scale = max(height, width) / max(whole)
+    top, left = ((side - length) // 2 * scale for length in whole)
+    span = side * scale
+    first, start = round(rows.start - top), round(cols.start - left)
+    return slice(first, round(first + span)), slice(start, round(start + span))
+
+
+def _size_in_square(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width to which `_square` scales an object's box of `shape`."""
+    room = 1 + 2 * _MARGIN_SHARE
+    longer = max(shape)
+    longest = round(min(max(longer, _LEAST_WORK_PX / room), WORK_PX / room))
+    height, width = (max(1, round(length * longest / longer)) for length in shape)
+    return height, width
 
 
 def _square(rgb: NDArray[np.uint8], soft: NDArray[np.float32]) -> tuple[NDArray[np.uint8], Mask]:
@@ -157,11 +187,9 @@ def _square(rgb: NDArray[np.uint8], soft: NDArray[np.float32]) -> tuple[NDArray[
     enlarged before its outline is drawn, so that the outline does not follow its pixels.
     """
     room = 1 + 2 * _MARGIN_SHARE
-    longer = max(soft.shape)
-    longest = round(min(max(longer, _LEAST_WORK_PX / room), WORK_PX / room))
-    height, width = (max(1, round(length * longest / longer)) for length in soft.shape)
+    height, width = _size_in_square((soft.shape[0], soft.shape[1]))
     if (height, width) != soft.shape:
-        how = cv2.INTER_AREA if longest < longer else cv2.INTER_CUBIC
+        how = cv2.INTER_AREA if max(height, width) < max(soft.shape) else cv2.INTER_CUBIC
         rgb = np.asarray(cv2.resize(rgb, (width, height), interpolation=how), np.uint8)
         soft = cv2.resize(soft, (width, height), interpolation=how)
     side = min(WORK_PX, int(np.ceil(max(height, width) * room)))

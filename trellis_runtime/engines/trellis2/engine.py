@@ -63,7 +63,7 @@ from trellis_runtime.engines.trellis2.device.placement import (
 from trellis_runtime.engines.trellis2.device.residency import Residency
 from trellis_runtime.engines.trellis2.models import graphs
 from trellis_runtime.engines.trellis2.models.finite import require_finite
-from trellis_runtime.engines.trellis2.picture import cut_out, needs_remover
+from trellis_runtime.engines.trellis2.picture import LONGEST_PX, cut_out, needs_remover
 from trellis_runtime.engines.trellis2.upstream import loading
 from trellis_runtime.engines.trellis2.upstream.adapter import (
     Rows,
@@ -151,6 +151,14 @@ class Trellis2Engine:
     @property
     def measures_quality(self) -> bool:
         return True
+
+    @property
+    def ignored_fields(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def useful_side_px(self) -> int:
+        return 2 * LONGEST_PX  # the last halving is left to one resampler, whatever browser sent it
 
     def info(self) -> EngineInfo:
         pipeline = self._pipeline

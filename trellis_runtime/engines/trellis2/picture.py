@@ -18,12 +18,14 @@ from trellis_runtime.assets.cutout import (
     judge_alpha,
     require_object,
     settle_alpha,
+    shares_of,
+    shown_part,
     whole_picture,
 )
 from trellis_runtime.contract.engine import CutOut, Rgba
 from trellis_runtime.errors import ImageRejected
 
-_LONGEST_PX = 1024  # upstream's
+LONGEST_PX = 1024  # upstream's
 _ALPHA_OF_OBJECT = 0.8 * 255  # upstream's own bound for the crop
 
 
@@ -61,6 +63,7 @@ def cut_out(
     unsure = (pixels[..., 3] > 51) & (pixels[..., 3] < 204)
     return picture, CutOut(
         rgba=pixels[rows, cols],
+        box=shares_of(rows, cols, pixels.shape[:2], shown_part(image, alpha)),
         source="alpha" if alpha.kind == "cut_out" else "model",
         share=float(kept.mean()),
         border=border_share(kept),
@@ -78,6 +81,6 @@ def needs_remover(image: Rgba, background: str) -> bool:
 
 def _bounded(picture: Image.Image) -> Image.Image:
     """Return a picture with its longer side at most 1024, as upstream."""
-    scale = min(1.0, _LONGEST_PX / max(picture.size))
+    scale = min(1.0, LONGEST_PX / max(picture.size))
     size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)

@@ -79,9 +79,10 @@ function update(job) {
   if (job.state === "cancelled") say("The job was cancelled.");
 }
 
-async function link(job, name) {
-  const path = `/jobs/${job.id}/files/${name}`;
-  if (!token) return path;
+const link = (job, name) => address(`/jobs/${job.id}/files/${name}`);
+
+async function address(path) {
+  if (!token) return path;  // neither <img> nor the viewer can carry one
   return URL.createObjectURL(await (await api(path)).blob());
 }
 
@@ -173,16 +174,20 @@ async function loadHistory() {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
-    if (job.answer.thumbnail) {
+    if (job.thumbnail) {
       const image = document.createElement("img");
-      image.src = await link(job, "thumbnail.webp");
+      image.src = await address(job.thumbnail);
       image.alt = "";
       button.append(image);
     }
     const text = document.createElement("span");
-    text.textContent = `${new Date(job.created * 1000).toLocaleString()}, ${job.answer.mesh.faces.toLocaleString()} faces`;
+    text.textContent = `${new Date(job.created * 1000).toLocaleString()}, ${job.summary.faces.toLocaleString()} faces`;
     button.append(text);
-    button.onclick = () => { current = job; say(null); showResult(job); };
+    button.onclick = async () => {
+      say(null);
+      current = await (await api(`/jobs/${job.id}`)).json();
+      showResult(current);
+    };
     item.append(button);
     return item;
   })));
