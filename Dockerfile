@@ -72,6 +72,10 @@ RUN useradd --create-home worker \
     && chown worker: /var/cache/trellis2-kernels /var/lib/trellis2
 COPY handler.py test_input.json ./
 COPY trellis_runtime/ trellis_runtime/
+# Bytecode once, here: whoever runs this may not write beside the sources. Unchecked, as tools that
+# move layers may change times.
+RUN python -m compileall -q --invalidation-mode unchecked-hash handler.py trellis_runtime \
+      "$(python -c 'import site; print(site.getsitepackages()[0])')/trellis2"
 LABEL org.opencontainers.image.title="trellis-runtime" \
       org.opencontainers.image.description="microsoft/TRELLIS.2 as a RunPod serverless worker" \
       org.opencontainers.image.licenses="MIT" \
@@ -84,3 +88,4 @@ COPY --from=weights /models/ /models/
 ENV TRELLIS2_MODEL_DIR=/models
 COPY handler.py test_input.json ./
 COPY trellis_runtime/ trellis_runtime/
+RUN python -m compileall -q --invalidation-mode unchecked-hash handler.py trellis_runtime

@@ -30,6 +30,8 @@ $(VENV)/serve: $(VENV)/base web/package-lock.json
 	@mkdir -p $(VENDOR)
 	cp web/node_modules/@google/model-viewer/dist/model-viewer.min.js $(VENDOR)/
 	cp web/node_modules/@google/model-viewer/LICENSE $(VENDOR)/model-viewer.LICENSE
+	cp $(addprefix web/node_modules/swagger-ui-dist/,swagger-ui.css swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt) $(VENDOR)/
+	cp web/node_modules/swagger-ui-dist/LICENSE $(VENDOR)/swagger-ui.LICENSE
 	@touch $@
 
 run: export TRELLIS2_MIN_FREE_DISK_GB ?= 0.5

@@ -24,7 +24,7 @@ def serve(worker: Worker) -> int:
     rp_http._transmit = Poster().transmit  # the SDK's own drops a result on a reset, 408 or 429
 
     jobs = worker.settings.jobs
-    drain = Drain(jobs.max_concurrent, jobs.grace_s, worker.admission.drain)
+    drain = Drain(lambda: worker.concurrency, jobs.grace_s, worker.admission.drain)
     worker.on_defunct(drain.begin)
     runpod.serverless.register_fitness_check(worker.require_ready)
 

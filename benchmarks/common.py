@@ -22,6 +22,7 @@ from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.engine import Trellis2Engine
+from trellis_runtime.engines.trellis2.upstream.rehearsal import shape_of
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.worker import Worker
 
@@ -60,6 +61,7 @@ class Bench:
     worker: Worker
     out: Path
     suite: str = ""
+    shape: str = "smooth"
     warm: bool = True
     picture: Image.Image = field(default_factory=photo)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -83,9 +85,12 @@ class Bench:
         )
         return bench
 
-    def begin(self, suite: str) -> None:
-        """Begin a suite, with no rows yet."""
+    def begin(self, suite: str, shape: str = "smooth") -> None:
+        """Begin a suite on a rehearsal shape, with no rows yet."""
         self.suite, self.rows, self.notes = suite, [], {}
+        if shape != self.shape:
+            shape_of(self.engine.parts()[0]).become(shape)
+            self.shape = shape
 
     @property
     def engine(self) -> Trellis2Engine:
@@ -116,10 +121,13 @@ class Bench:
             "card": torch.cuda.get_device_name(),
             "attention": self.engine.info().attention,
             "weights": "synthetic, true architecture; rehearsal shape",
+            "shape": self.shape,
             "notes": self.notes,
             "rows": self.rows,
         }
 
     def save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{self.suite}.json").write_text(json.dumps(self.report(), indent=1))
+        (self.out / f"{self.suite}-{self.shape}.json").write_text(
+            json.dumps(self.report(), indent=1)
+        )

@@ -1,4 +1,7 @@
-"""Suite `speed`: upstream and ours, one after the other in one process on the same models."""
+"""Suite `speed`: upstream and ours, one after the other in one process on the same models.
+
+Long because each kind of row says beside its timing what the outputs are compared with.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import quality
+from benchmarks import busy, in_flight, quality
 from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2.baking.bake import bake
+from trellis_runtime.engines.trellis2.models.graphs import CudaCapturer, PassGraphs
 from trellis_runtime.engines.trellis2.upstream.adapter import Rows, sampler_parameters
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 from trellis_runtime.worker.export import export
@@ -56,6 +60,7 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
                 ours = fast(x, time_at, context).feats
                 upstream_s = _seconds(partial(model, x, time_at, context))
                 ours_s = _seconds(partial(fast, x, time_at, context))
+                replayed = _replayed(fast, partial(fast, x, time_at, context), ours)
             work = _work(tokens, length if kind == "guided" else 0)
             yield {
                 "case": f"flow pass, {tokens} tokens, {kind}",
@@ -64,8 +69,24 @@ def flow_rows(bench: Bench, tflops: float) -> Iterator[dict[str, Any]]:
                 "ratio": round(upstream_s / ours_s, 2),
                 "share_of_ceiling": round(work / ours_s / 1e12 / tflops, 3),
                 "difference": _differences(theirs, again, ours),
+                **replayed,
             }
         fast.clear_cache()
+
+
+def _replayed(fast: FastFlow, call: Callable[[], Any], ours: Tensor) -> dict[str, Any]:
+    """Time a pass as the worker replays it with TRELLIS2_GRAPHS; None where it captures none."""
+    fast.use_graphs(graphs := PassGraphs(CudaCapturer()))
+    try:
+        outputs = [call().feats for _ in range(4)]
+        seconds = _seconds(call) if graphs.captured else None
+    finally:
+        fast.use_graphs(None)
+    return {
+        "replayed_s": None if seconds is None else round(seconds, 5),
+        "replayed_same_bits": all(torch.equal(made, ours) for made in outputs),
+        "graph_mib": graphs.bytes >> 20,
+    }
 
 
 def sampling_rows(bench: Bench, resolutions: list[int]) -> Iterator[dict[str, Any]]:
@@ -137,8 +158,11 @@ def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[d
             image_to_mesh(inner, bench.picture, resolution)
         mesh, theirs = image_to_mesh(inner, bench.picture, resolution)
     keep[resolution] = mesh
-    for _ in range(2 if bench.warm else 1):
-        ours, generation = run_stages(bench, resolution)
+    if bench.warm:
+        run_stages(bench, resolution)[1].close()
+    (_, profiled), busy_s, _ = busy.measure(lambda: run_stages(bench, resolution))
+    profiled.close()
+    ours, generation = run_stages(bench, resolution)
     decoded = generation.products.decoded  # the benchmark reads what the next stage would
     counts = (
         f"faces {len(mesh.faces)} and {len(decoded.faces)}, "
@@ -146,8 +170,16 @@ def mesh_rows(bench: Bench, resolution: int, keep: dict[int, Any]) -> Iterator[d
     )
     generation.close()
     for stage in ("condition", "structure", "shape", "texture", "decode"):
-        yield _row(f"{resolution} {stage}", theirs.get(stage), ours[stage], "")
-    yield _row(f"{resolution} image to mesh", theirs["image to mesh"], sum(ours.values()), counts)
+        yield _row(
+            f"{resolution} {stage}", theirs.get(stage), ours[stage], "", busy_s=busy_s.get(stage)
+        )
+    yield _row(
+        f"{resolution} image to mesh",
+        theirs["image to mesh"],
+        sum(ours.values()),
+        counts,
+        busy_s=sum(busy_s.values()),
+    )
 
 
 def run_stages(bench: Bench, resolution: int) -> tuple[dict[str, float], Any]:
@@ -155,7 +187,7 @@ def run_stages(bench: Bench, resolution: int) -> tuple[dict[str, float], Any]:
     scope = JobScope("bench")
     generation = bench.engine.begin(bench.image, plan := plan_for(resolution))
     for stage in ENGINE_STAGES[: ENGINE_STAGES.index(Stage.BAKE)]:
-        with scope.stage(stage):
+        with scope.stage(stage), busy.mark(stage):
             generation.run(stage, plan, scope)
     return dict(scope.timings), generation
 
@@ -170,11 +202,13 @@ def glb_rows(mesh: Any, resolution: int, target: int, texture: int) -> Iterator[
         made, data, theirs = mesh_to_glb(mesh, target, texture)
     decoded = decoded_from(mesh, resolution)
     plan = plan_for(resolution, decimation_target=target, texture_size=texture)
-    for _ in range(2):
-        asset, encoded, ours, inner = our_glb(decoded, plan)
+    _, busy_s, _ = busy.measure(lambda: our_glb(decoded, plan))
+    asset, encoded, ours, inner = our_glb(decoded, plan)
     sampler = quality.voxel_sampler(decoded)
     first, second = quality.from_upstream(made), quality.from_asset(asset)
-    yield _row(f"{case}: bake", theirs["bake"], ours["bake"], f"{parts} / {inner}")
+    yield _row(
+        f"{case}: bake", theirs["bake"], ours["bake"], f"{parts} / {inner}", busy_s=busy_s["bake"]
+    )
     yield _row(
         f"{case}: export",
         theirs["export"],
@@ -194,7 +228,7 @@ def glb_rows(mesh: Any, resolution: int, target: int, texture: int) -> Iterator[
 def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict[str, float]]:
     """Bake and export as the worker does; returns seconds, and those of the bake's parts."""
     scope = JobScope("bench", settle=torch.cuda.synchronize)
-    with scope.stage(Stage.BAKE), torch.no_grad():
+    with scope.stage(Stage.BAKE), busy.mark(Stage.BAKE), torch.no_grad():
         asset = bake(decoded, plan, scope, "cuda")
         torch.cuda.synchronize()
     with scope.stage(Stage.EXPORT):
@@ -203,7 +237,14 @@ def our_glb(decoded: Any, plan: Any) -> tuple[Any, bytes, dict[str, float], dict
     return asset, exported.glb.data, dict(scope.timings), inner
 
 
-def _row(case: str, upstream_s: float | None, ours_s: float, difference: str) -> dict[str, Any]:
+def _row(
+    case: str,
+    upstream_s: float | None,
+    ours_s: float,
+    difference: str,
+    busy_s: float | None = None,
+) -> dict[str, Any]:
+    measured = {} if busy_s is None else {"busy_s": round(busy_s, 3)}
     return {
         "case": case,
         "upstream_s": None if upstream_s is None else round(upstream_s, 3),
@@ -211,6 +252,8 @@ def _row(case: str, upstream_s: float | None, ours_s: float, difference: str) ->
         "ratio": None if upstream_s is None else round(upstream_s / ours_s, 2),
         "share_of_ceiling": None,
         "difference": difference,
+        **measured,
+        **({"wall_over_busy": busy.ratio(ours_s, busy_s)} if measured else {}),
     }
 
 
@@ -261,3 +304,5 @@ def run(bench: Bench, resolutions: list[int], glbs: list[tuple[int, int, int]]) 
         started = time.perf_counter()
         bench.add(glb_rows(meshes[resolution], resolution, target, texture))
         bench.note("took", {"seconds": round(time.perf_counter() - started, 1)})
+    wish = plan_for(1024, decimation_target=500_000, texture_size=2048)
+    bench.add(in_flight.rows(bench.engine, bench.image, wish))

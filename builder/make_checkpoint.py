@@ -6,6 +6,10 @@ The folder has the layout, shapes and dtypes of the real one, and a file named S
 that loads it says so in every answer. Needs torch and safetensors, and transformers for DINOv3; no
 download, no GPU, no upstream. The full set is 16 GB; `--blocks 1 --channels 128 --divisor 32` makes
 about 20 MB. The background remover is left out: send pictures with a transparent background.
+
+TRELLIS2_REHEARSAL=1 has such weights decode a real shape, TRELLIS2_REHEARSAL_SHAPE which: two
+smooth surfaces, many layers or thousands of open sheets. Its normalisation of mean 0 and deviation
+1 is a placeholder, which only a folder with SYNTHETIC in it may have.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""What the model folder's scripts share: its sources, its record, and what may be wrong with it."""
+"""What the model folder's scripts share: its sources, its record, and what may be wrong with it.
+
+The package reads the record (`trellis_runtime/engines/model_record.py`); here it is written, on
+machines that have no package.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,28 +83,6 @@ def rewrite_pipeline(folder: Path, present: set[str]) -> None:
         for name, where in args["models"].items()
     }
     path.write_text(json.dumps(config, indent=1) + "\n")
-
-
-def problems(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Iterator[str]:
-    """Yield what is wrong with a model folder, in words; nothing when all is well.
-
-    `tell` hears the name of each file before it is read.
-    """
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError) as err:
-        yield f"{folder / RECORD} cannot be read ({err})"
-        return
-    for name, stated in record["files"].items():
-        tell(name)
-        path = folder / name
-        if not path.is_file():
-            yield f"{path} is missing"
-        elif path.stat().st_size != stated["bytes"]:
-            yield f"{path} has {path.stat().st_size} bytes; {stated['bytes']} were fetched"
-        elif digest(path) != stated["sha256"]:
-            yield f"{path} has changed since it was fetched"
-    yield from structure_problems(folder)
 
 
 def structure_problems(folder: Path) -> Iterator[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from builder.model_folder import RECORD, problems
+from builder.model_folder import structure_problems
+from trellis_runtime.engines.model_record import RECORD, record_problems
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="name only what is wrong")
     args = parser.parse_args()
     tell = (lambda _: None) if args.quiet else (lambda name: print(f"  {name}", flush=True))
-    wrong = list(problems(args.folder, tell))
+    wrong = [*record_problems(args.folder, tell), *structure_problems(args.folder)]
     print("\n".join(wrong) or f"{args.folder} is complete")
     return 1 if wrong else 0
 

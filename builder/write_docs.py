@@ -1,14 +1,18 @@
-"""Write the files in docs/ that are made from code: JSON Schemas, OpenAPI, the settings page."""
+"""Write what in docs/ is made from code: schemas, OpenAPI, settings, tables of the API's page."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from builder import api_page
 from trellis_runtime.contract.answer import result_schema
 from trellis_runtime.contract.reports import error_schema, health_schema
 from trellis_runtime.contract.request import request_schema
@@ -69,6 +73,7 @@ def main() -> None:
         (DOCS / f"schema/{name}.schema.json").write_text(_json(schema))
     (DOCS / "openapi.json").write_text(_json(create_app(Settings.from_env({})).openapi()))
     (DOCS / "settings.md").write_text(settings_page())
+    (DOCS / "api.md").write_text(api_page.rewritten((DOCS / "api.md").read_text()))
 
 
 if __name__ == "__main__":

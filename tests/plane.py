@@ -241,6 +241,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             job = json.loads(body)
             job_id = self.plane.submit(job.pop("input"), **job)
             self.answer(200, {"id": job_id, "status": "IN_QUEUE"})
+        elif verb == "runsync":
+            job = json.loads(body)
+            job_id = self.plane.submit(job.pop("input"), **job)
+            self.plane.result(job_id)
+            self.answer(200, self.plane.status(job_id))
         elif verb == "cancel":
             self.answer(200, self.plane.cancel(rest[0]))
         else:

@@ -40,6 +40,8 @@ def pipeline() -> bytes:
             },
             "image_cond_model": {"name": "DinoV3FeatureExtractor", "args": {"model_name": DINO}},
             "rembg_model": {"name": "BiRefNet", "args": {"model_name": REMBG}},
+            "shape_slat_normalization": {"mean": [0.5, -1.0], "std": [2.0, 3.0]},
+            "tex_slat_normalization": {"mean": [1.5, 0.0], "std": [1.0, 1.0]},
         },
     }).encode()  # fmt: skip
 

@@ -172,7 +172,7 @@ def test_wrong_keys_fail_the_start_up_check_and_the_job_without_telling_them(
     with pytest.raises(SetupFailed, match="SignatureDoesNotMatch") as caught:
         of.require_ready()
     answer = handle(of, "wrong")
-    assert (answer["code"], answer["retryable"]) == ("storage_failed", True)
+    assert (answer["code"], answer["retryable"]) == ("storage_failed", False)
     assert "WRONGSECRET" not in json.dumps(answer) + str(caught.value)
 
 

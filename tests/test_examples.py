@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +18,6 @@ from tests.conftest import ROOT, encoded, picture
 from tests.plane import Plane, WorkerProcess
 from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.contract.files import ARTIFACTS
-from trellis_runtime.contract.reports import failures
-from trellis_runtime.contract.request import parse_request
 
 
 @pytest.fixture(scope="module")
@@ -109,23 +105,3 @@ def test_the_examples_names_are_the_workers() -> None:
         json.loads((ROOT / "docs/schema/answer.schema.json").read_text())["properties"].keys()
         >= NAMES.keys()
     )
-
-
-def test_the_jobs_that_the_documents_show_are_requests() -> None:
-    """An address in `image`, which takes base64, was in a document once."""
-    shown = []
-    for name in ("README.md", "docs/deploy.md"):
-        text = (ROOT / name).read_text()
-        for found in re.findall(r'\{"input": (\{[^{}]*\})\}', text):
-            payload = ast.literal_eval(found.replace("photo,", '"aGk=",'))
-            if payload == {"type": "health"}:
-                continue
-            request = parse_request(payload)
-            assert not (request.image or "").startswith("http"), name
-            shown.append(name)
-    assert {"README.md", "docs/deploy.md"} <= set(shown)
-
-
-def test_the_readme_names_every_code_of_a_failure() -> None:
-    listed = (ROOT / "README.md").read_text().split("Codes: ")[1].split(".\n")[0]
-    assert set(re.findall(r"`(\w+)`", listed)) == {leaf.code for leaf in failures()}

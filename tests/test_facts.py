@@ -47,8 +47,8 @@ def pins(name: str) -> dict[str, set[str]]:
 
 
 def documented_differences() -> dict[str, list[str]]:
-    """README's table: package -> versions of tests, image and published runs."""
-    section = text("README.md").split("## Versions")[1].split("\n## ")[0]
+    """docs/deploy.md's table: package -> versions of tests, image and published runs."""
+    section = text("docs/deploy.md").split("## Versions")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return {row[0]: row[1:4] for row in rows[2:]}
 
@@ -59,7 +59,8 @@ def test_the_lowest_level_is_that_of_the_ladder_the_request_and_the_answer() -> 
     assert wanted["default"] == wanted["maximum"] == LOWEST_LEVEL
     assert Degradation.model_json_schema()["properties"]["level"]["maximum"] == LOWEST_LEVEL
     assert TEXTURE_LEVELS[-1] == LOWEST_LEVEL
-    assert f"0 (as asked, or fail) to {LOWEST_LEVEL} | {LOWEST_LEVEL}" in text("README.md")
+    row = f"`max_degradation_level` | whole number, 0 to {LOWEST_LEVEL} | `{LOWEST_LEVEL}`"
+    assert row in text("docs/api.md")
 
 
 def test_every_stage_has_a_share_of_progress() -> None:
@@ -152,7 +153,7 @@ def test_an_unpinned_dependency_is_named() -> None:
         image_requirements('[project]\ndependencies = ["new_thing>=1"]', "other==1", "")
 
 
-def test_one_set_of_versions_but_for_the_differences_that_the_readme_names() -> None:
+def test_one_set_of_versions_but_for_the_differences_that_the_documents_name() -> None:
     lock, image = pins("requirements.lock"), pins("builder/requirements-gpu.txt")
     documented = documented_differences()
     for name in lock.keys() & image.keys():

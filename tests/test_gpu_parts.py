@@ -231,6 +231,12 @@ def test_a_pipeline_folder_is_found_or_its_first_gap_named(tmp_path: Path) -> No
     with pytest.raises(SetupFailed, match=r"ckpts/a.json is missing"):
         find_pipeline(tmp_path, ("a",))
     write(tmp_path / "ckpts", "a")
+    with pytest.raises(SetupFailed, match=r"no numbers for shape_slat_normalization"):
+        find_pipeline(tmp_path, ("a",))
+    scales = {
+        f"{part}_slat_normalization": {"mean": [0.5], "std": [2.0]} for part in ("shape", "tex")
+    }
+    config.write_text(json.dumps({"args": {"models": {"a": "ckpts/a"}, **scales}}))
     assert not find_pipeline(tmp_path, ("a",)).is_synthetic
     (tmp_path / "SYNTHETIC").touch()
     assert find_pipeline(tmp_path, ("a",)).is_synthetic
@@ -311,7 +317,7 @@ def test_sampler_steps_are_told_in_order_and_stop_a_stopped_job() -> None:
 
 def test_a_repeated_stage_begins_with_the_noise_that_it_had() -> None:
     plan = Plan.as_asked(parse_request({"image": "x"}), 9)
-    generation = Trellis2Generation(None, plan, SimpleNamespace(device=None), None, None)
+    generation = Trellis2Generation(None, plan, SimpleNamespace(device=None), None, None, None)
     drawn: dict[Stage, Tensor] = {}
     for stage in (Stage.STRUCTURE, Stage.SHAPE, Stage.TEXTURE):
         generation._set_noise(stage)

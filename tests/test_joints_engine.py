@@ -27,7 +27,7 @@ from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.engine import Trellis2Generation
-from trellis_runtime.errors import EngineFault, ImageRejected, JobCancelled, MeshRejected
+from trellis_runtime.errors import EngineFault, ImageRejected, JobCancelled, NotFinite
 from trellis_runtime.settings import Trellis2
 
 MUG = pixels(picture(256))
@@ -125,7 +125,7 @@ def test_values_that_are_not_finite_are_refused(fresh: Trellis2Engine) -> None:
     before = bias.data.clone()
     bias.data.fill_(float("nan"))
     try:
-        with pytest.raises(MeshRejected, match="shape latent"):
+        with pytest.raises(NotFinite, match="of the shape latent .* are not finite"):
             run(fresh, plan_for(512), TO_DECODE[:3])
     finally:
         bias.data.copy_(before)

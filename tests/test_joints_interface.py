@@ -180,7 +180,7 @@ def test_a_rehearsal_of_another_decoder_is_refused(
     decoder.blocks = levels[:3]
     try:
         with pytest.raises(SetupFailed, match="the decoder has 2"):
-            rehearsal.install_synthetic_structure(pipeline)
+            rehearsal.install_synthetic_structure(pipeline, "smooth")
     finally:
         decoder.blocks = levels
 

@@ -136,7 +136,16 @@ def _strings(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     )
 
 
+_HEADERS = st.dictionaries(
+    st.sampled_from(["Content-Type", "x-amz-acl", "no name", ""]),
+    st.sampled_from(["image/png", " x", "", "a\nb"]) | JUNK,
+    max_size=2,
+)
+
+
 def _objects(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    if "properties" not in schema:
+        return _HEADERS
     known = {name: from_schema(part) | JUNK for name, part in schema["properties"].items()}
     good = {name: from_schema(part) for name, part in schema["properties"].items()}
     return st.fixed_dictionaries({}, optional=good) | st.fixed_dictionaries(

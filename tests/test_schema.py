@@ -124,6 +124,14 @@ def test_a_refusal_shows_neither_image_nor_query() -> None:
         {"image": [secret]},
         {"image_url": [f"https://a.b/?{secret}"]},
         {"image": "x", "output": {"upload_url": [secret]}},
+        {"image": "x", "output": {"upload_url": f"https://a.b/?{secret}" + "x" * 8192}},
+        {
+            "image": "x",
+            "output": {"upload_url": "https://a.b/", "upload_headers": {"A": f"{secret}é"}},
+        },
+        {"image": "x", "output": {"upload_url": "https://a.b/", "upload_headers": secret}},
+        {"image": "x", "output": f"https://a.b/?{secret}"},
+        {"image": "x", "sampler": {"shape": secret}},
     ):
         with pytest.raises(InvalidInput) as caught:
             parse_request(payload)

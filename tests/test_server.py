@@ -175,12 +175,16 @@ def test_a_token_guards_everything_but_ping_and_the_page(tmp_path: Path) -> None
     with serving(tmp_path / "out", "--token-file", str(secret)) as url:
         assert requests.get(f"{url}/ping", timeout=9).status_code == 200
         assert requests.get(url, timeout=9).status_code == 200
-        for path in ("/jobs", "/health", "/metrics", "/openapi.json"):
+        for path in ("/docs", "/openapi.json"):  # as published
+            assert requests.get(url + path, timeout=9).status_code == 200
+        for path in ("/jobs", "/health", "/metrics"):
             assert requests.get(url + path, timeout=9).status_code == 401
         wrong = {"Authorization": "Bearer s3cret-toke"}
         assert requests.get(f"{url}/jobs", headers=wrong, timeout=9).status_code == 401
-        right = {"Authorization": "Bearer s3cret-token"}
-        assert requests.get(f"{url}/jobs", headers=right, timeout=9).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            right = {"Authorization": f"{scheme} s3cret-token"}
+            assert requests.get(f"{url}/jobs", headers=right, timeout=9).status_code == 200
+        assert requests.head(f"{url}/ping", timeout=9).status_code == 200
 
 
 def test_an_open_address_without_a_token_is_refused() -> None:
@@ -343,5 +347,5 @@ def test_an_endpoint_that_cannot_be_reached_is_an_error_without_the_key(tmp_path
     with serving(tmp_path, **nowhere) as url:
         job = requests.post(f"{url}/jobs?endpoint=ep", json=body(), timeout=30).json()
         last = events(url, job["id"])[-1]
-        assert last["answer"]["code"] == "fetch_failed"
+        assert last["answer"]["code"] == "endpoint_failed"
         assert "rpa_k" not in json.dumps(last)

@@ -92,7 +92,7 @@ FAILED = (200, json.dumps({"status": "FAILED", "error": "as it should"}).encode(
 def test_a_502_while_polling_is_lived_through(tmp_path: Path) -> None:
     endpoint = Endpoint([RUNNING, (502, b"bad gateway"), (200, b"<html>"), FAILED])
     with beside(endpoint, tmp_path) as url:
-        assert ended(url, submit(url))["answer"]["error"] == "as it should"
+        assert ended(url, submit(url))["answer"]["error"] == "endpoint_failed: as it should"
     assert endpoint.cancelled == []
 
 
@@ -102,7 +102,7 @@ def test_a_long_silence_ends_the_job_here_and_there(
 ) -> None:
     endpoint = Endpoint([answer])
     with beside(endpoint, tmp_path) as url:
-        assert ended(url, submit(url))["answer"]["code"] == "fetch_failed"
+        assert ended(url, submit(url))["answer"]["code"] == "endpoint_failed"
     assert endpoint.cancelled == ["far-1"]
 
 

@@ -90,7 +90,7 @@ def test_a_lazy_worker_loads_with_its_first_job_and_once(tmp_path: Path) -> None
 def test_a_preloaded_worker_is_loaded_and_warm_before_it_takes_jobs(tmp_path: Path) -> None:
     engine = Counting(None)
     worker = Worker.start(settings(tmp_path, TRELLIS2_WARM_UP="512"), engine)
-    assert (engine.loads, engine.generations) == (1, 1)
+    assert (engine.loads, engine.generations) == (1, 2)  # a photograph, and a whole one
     assert 0 < worker.startup_seconds["warm_up"] < worker.startup_seconds["ready"]
     assert not list((tmp_path / "out").glob("*/*.glb"))  # the warm-up's result is thrown away
     worker.close()
@@ -110,11 +110,35 @@ def test_more_generations_than_an_engine_keeps_apart_are_refused_at_start(tmp_pa
     Worker.start(two, Counting()).close()
 
 
-def test_the_gpu_engine_runs_one_generation_at_a_time() -> None:
-    wanted = {"TRELLIS2_ENGINE": "trellis2", "MAX_CONCURRENT_GENERATIONS": "2"}
-    gpu_settings = Settings.from_env(wanted)
-    with pytest.raises(SetupFailed, match="MAX_CONCURRENT_GENERATIONS is 2"):
-        require_side_by_side(build_engine(gpu_settings), gpu_settings.jobs)
+class Small(Counting):
+    """An engine that finds, once loaded, that there is room for one job alone."""
+
+    @property
+    def most_side_by_side(self) -> int:
+        return 1 if self.loads else 2
+
+
+def test_the_platform_is_told_how_many_jobs_there_is_room_for(tmp_path: Path) -> None:
+    worker = Worker.start(settings(tmp_path, MAX_CONCURRENT_GENERATIONS="2"), Small())
+    assert worker.concurrency == 1
+    worker.close()
+    later = settings(tmp_path, MAX_CONCURRENT_GENERATIONS="2", TRELLIS2_PRELOAD="0")
+    worker = Worker.start(later, Small())
+    assert worker.concurrency == 2
+    worker.engine.load(lambda _phase, _seconds: None)
+    assert worker.concurrency == 1
+    worker.close()
+
+
+def test_the_gpu_engine_runs_two_generations_at_most() -> None:
+    for wished in ("2", "3"):
+        wanted = {"TRELLIS2_ENGINE": "trellis2", "MAX_CONCURRENT_GENERATIONS": wished}
+        gpu_settings = Settings.from_env(wanted)
+        if wished == "2":
+            require_side_by_side(build_engine(gpu_settings), gpu_settings.jobs)
+            continue
+        with pytest.raises(SetupFailed, match="MAX_CONCURRENT_GENERATIONS is 3"):
+            require_side_by_side(build_engine(gpu_settings), gpu_settings.jobs)
 
 
 def test_a_kernel_cache_is_seeded_once_and_keyed_by_card_and_versions(

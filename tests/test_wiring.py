@@ -303,7 +303,7 @@ def test_draining_ends_the_poll_after_the_jobs_in_hand() -> None:
     seen: list[str] = []
 
     async def loop() -> None:
-        drain = Drain(1, 30.0, lambda: order.append("no other job is taken"))
+        drain = Drain(lambda: 1, 30.0, lambda: order.append("no other job is taken"))
         go_on = asyncio.Event()
 
         async def job() -> None:

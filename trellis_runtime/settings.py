@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from trellis_runtime.errors import SetupFailed
 
 GIB = 1024**3
+DecoderRetry = Literal["off", "bfloat16", "float32"]
+RehearsalShape = Literal["smooth", "nested", "plant"]
 EngineChoice = Literal["auto", "trellis2", "embedded"]
 
 
@@ -71,7 +73,13 @@ class FetchLimits(_Slice):
 class JobLimits(_Slice):
     """How many jobs, how long, with how much room."""
 
-    max_concurrent: int = Field(1, ge=1, le=64, description="Generations that run side by side.")
+    max_concurrent: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Generations that run side by side. The GPU engine "
+        "runs 2 at most, where the card has room for both, and one sampling at a time.",
+    )
     max_queued: int = Field(
         2, ge=0, le=10_000, description="Jobs that may wait in this process; more get worker_busy."
     )
@@ -210,6 +218,12 @@ class Trellis2(_Slice):
         "fast",
         description="fast: the flow models' formula on plain tensors; upstream: its own modules.",
     )
+    decoder_retry: DecoderRetry = Field(
+        "off",
+        description="Where a float16 decoder's values are not finite, run its stage again in this "
+        "type, and say so in the answer's effective.decoder_dtype; off: the job fails with "
+        "not_finite. float32 holds the same weights in twice the memory; bfloat16 rounds them.",
+    )
     kernel_cache_dir: Path = Field(
         Path("~/.cache/trellis2-kernels"),
         description="Folder where compiled kernels and tuning results are kept for the next "
@@ -218,10 +232,25 @@ class Trellis2(_Slice):
     kernel_seed_dir: Path | None = Field(
         None, description="Folder of such results that came with the image; only read."
     )
+    graphs: bool = Field(
+        False,
+        description="1: capture passes of the flow models as CUDA graphs where the host cannot "
+        "issue their kernels fast enough. Not measured in this worker yet.",
+    )
+    overlap: bool = Field(
+        False,
+        description="1: bake the geometry on a second thread while the texture is sampled, where "
+        "memory has room for both. The result is the same. Not measured on a card yet.",
+    )
     rehearsal: bool = Field(
         False,
         description="With a synthetic checkpoint: the structure follows a real shape, so that "
         "sizes, memory and times are real. Answers say synthetic.",
+    )
+    rehearsal_shape: RehearsalShape = Field(
+        "smooth",
+        description="Which shape: smooth (a sphere in a torus), nested (three spheres, four thin "
+        "plates) or plant (2,600 open leaves).",
     )
 
 
@@ -349,9 +378,13 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_REMBG_DIR": ("trellis2", "rembg_dir"),
     "TRELLIS2_PLACEMENT": ("trellis2", "placement"),
     "TRELLIS2_FLOW": ("trellis2", "flow"),
+    "TRELLIS2_DECODER_RETRY": ("trellis2", "decoder_retry"),
     "TRELLIS2_KERNEL_CACHE_DIR": ("trellis2", "kernel_cache_dir"),
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
+    "TRELLIS2_GRAPHS": ("trellis2", "graphs"),
+    "TRELLIS2_OVERLAP": ("trellis2", "overlap"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
+    "TRELLIS2_REHEARSAL_SHAPE": ("trellis2", "rehearsal_shape"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),
     "RUNPOD_API_KEY": ("remote", "api_key"),
     "TRELLIS2_ENDPOINT_API": ("remote", "base_url"),

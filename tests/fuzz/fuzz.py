@@ -18,6 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
+
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.conftest import encoded, environment, picture
@@ -61,6 +64,45 @@ def corpus() -> list[bytes]:
         encoded(flat.convert("L").convert("I;16"), "PNG"),
     ]
     return files
+
+
+def odd_picture(rng: random.Random) -> Image.Image:
+    """A whole picture of an odd object: specks, bars, frames, gradients, noise, nearly nothing."""
+    width, height = (rng.choice((1, 2, 7, 8, 9, 40, 96, 300)) for _ in range(2))
+    colours = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (height, width, 4))
+    picture = np.asarray(colours, np.uint8)
+    if rng.random() < 0.5:
+        picture[..., :3] = rng.randrange(256)
+    alpha = Image.new("L", (width, height), 255 if rng.random() < 0.2 else 0)
+    draw = ImageDraw.Draw(alpha)
+    for _ in range(rng.choice((0, 1, 1, 2, 5, 200))):
+        left, top = rng.randrange(-2, width), rng.randrange(-2, height)
+        right, bottom = left + rng.randrange(width + 2), top + rng.randrange(height + 2)
+        shape = rng.choice((draw.ellipse, draw.rectangle, draw.line))
+        shape([left, top, right, bottom], fill=rng.choice((0, 1, 120, 254, 255)))
+    if rng.random() < 0.8:
+        picture[..., 3] = np.asarray(alpha)
+    return Image.fromarray(picture)
+
+
+def odd_job(valid: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A job in order, of an odd picture, with values from all over their ranges."""
+    job = copy.deepcopy(valid)
+    form = rng.choice(("PNG", "WEBP"))
+    job["input"] |= {
+        "image": base64.b64encode(encoded(odd_picture(rng), form)).decode(),
+        "background": rng.choice(("auto", "keep")),
+        "decimation_target": rng.choice((1000, 5000, 2_000_000)),
+        "shell": rng.choice(("closed", "double_sided", "remeshed")),
+        "remesh": rng.random() < 0.7,
+        "alpha_mode": rng.choice(("auto", "opaque", "mask", "blend")),
+    }
+    job["input"]["output"] = {
+        "preview": rng.random() < 0.3,
+        "cutout": rng.random() < 0.3,
+        "texture_format": rng.choice(("png", "webp", "jpeg")),
+    }
+    return job
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -131,11 +173,10 @@ def main() -> int:
                 finding = mutated(glb[:4000] + glb[-4000:] if rng.random() < 0.5 else glb, rng)
                 inspect_glb(finding)
                 counts["glbs"] += 1
-                finding = mutated_job(valid, rng)
+                odd = rng.random() < 0.5
+                finding = odd_job(valid, rng) if odd else mutated_job(valid, rng)
                 answer = asyncio.run(worker.handle(finding))
-                json.dumps(answer, allow_nan=False)
-                if answer.get("code") == "internal":
-                    raise RuntimeError("an internal error")
+                _require_foreseen(answer)
                 counts["jobs"] += 1
         except Exception:
             Path("fuzz-finding").write_bytes(
@@ -147,6 +188,12 @@ def main() -> int:
             worker.close()
     print(f"nothing found in {json.dumps(counts)}")
     return 0
+
+
+def _require_foreseen(answer: dict[str, Any]) -> None:
+    json.dumps(answer, allow_nan=False)
+    if answer.get("code") in ("internal", "stage_failed"):
+        raise RuntimeError(answer["error"])
 
 
 def _glb(worker: Worker, job: dict[str, Any], folder: Path) -> bytes:

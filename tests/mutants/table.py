@@ -392,8 +392,8 @@ _CORE: tuple[Mutant, ...] = (
     # --- the contract and the server ---
     Mutant(
         "a refusal does not repeat a secret",
-        "trellis_runtime/contract/request.py",
-        '_SECRET_FIELDS = {"image", "image_url", "upload_url"}',
+        "trellis_runtime/contract/refusals.py",
+        '_SECRET_FIELDS = {"image", "image_url", "upload_url", "upload_headers"}',
         "_SECRET_FIELDS: set[str] = set()",
         ("tests/test_schema.py::test_a_refusal_shows_neither_image_nor_query",),
     ),
@@ -515,8 +515,8 @@ _GPU_ENGINE: tuple[Mutant, ...] = (
     Mutant(
         "a model's latent that is not finite is refused",
         _ENGINE_FILE,
-        "if not torch.isfinite(rows.feats).all():",
-        "if False:",
+        '    require_finite(f"the {name} latent", rows.feats)',
+        '    require_finite(f"the {name} latent", rows.feats[:0])',
         (_JOINTS + "test_values_that_are_not_finite_are_refused",),
     ),
 )
@@ -613,6 +613,151 @@ _WORD = "trellis_runtime/worker/last_word.py"
 _WATCHDOG = "trellis_runtime/worker/watchdog.py"
 _TRUTH = "tests/test_delivery_truth.py::"
 _WIRE = "tests/test_fetch.py::"
+
+_BATON = "trellis_runtime/engines/trellis2/device/baton.py"
+_ROOM = "trellis_runtime/engines/trellis2/device/shared_room.py"
+_ENGINE_FILE = "trellis_runtime/engines/trellis2/engine.py"
+_TURNS = "tests/test_baton.py::"
+_GRAPHS = "trellis_runtime/engines/trellis2/models/graphs.py"
+_PASSES = "tests/test_gpu_graphs.py::"
+_OVERLAP = "tests/test_joints_overlap.py::"
+_IN_FLIGHT = "tests/test_joints_in_flight.py::"
+
+_SPEED: tuple[Mutant, ...] = (
+    Mutant(
+        "a texture is filtered along the way that it is smooth",
+        "trellis_runtime/assets/png.py",
+        "return min((_NONE, _SUB, _UP), key=size)",
+        "return _NONE",
+        ("tests/test_png.py::test_a_texture_gets_the_filter_along_which_it_is_smooth",),
+    ),
+    Mutant(
+        "a large data map does not wait for lossless WebP",
+        _WRITER,
+        'return form == "png" or (is_data and len(pixels) > _LARGEST_LOSSLESS_WEBP_PX)',
+        'return form == "png"',
+        ("tests/test_png.py::test_a_large_data_map_is_a_png_beside_webp",),
+    ),
+    Mutant(
+        "a stage that waits to be alone waits for those that have let go",
+        _BATON,
+        "if turn.alone and self._on_their_way:",
+        "if False:",
+        (_TURNS + "test_nobody_is_alone_while_a_stage_that_let_go_has_not_ended",),
+    ),
+    Mutant(
+        "a stopped job stops waiting for the device",
+        _BATON,
+        "                    turn.check()\n",
+        "",
+        (_TURNS + "test_a_job_whose_time_is_over_waits_no_longer",),
+    ),
+    Mutant(
+        "jobs are admitted by the sum of their needs",
+        _ROOM,
+        "sum(known) <= self._room",
+        "max(known) <= self._room",
+        (_TURNS + "test_a_job_waits_where_it_does_not_fit_beside_the_other[5]",),
+    ),
+    Mutant(
+        "jobs are admitted in the order in which they came",
+        _ROOM,
+        "self._queue[0] is seat and self._admits(seat)",
+        "self._admits(seat)",
+        (_TURNS + "test_a_job_waits_where_it_does_not_fit_beside_the_other[5]",),
+    ),
+    Mutant(
+        "a stage goes on with its own job's noise",
+        _ENGINE_FILE,
+        "elif self._noise_after is not None:",
+        "elif False:",
+        (_IN_FLIGHT + "test_stages_that_alternate_keep_their_noise_apart",),
+    ),
+    Mutant(
+        "memory that another job took is no reason to go down the ladder",
+        _ENGINE_FILE,
+        "if self._must_be_alone or not (beside or self._is_crowded(captures)):",
+        "if True:",
+        (_IN_FLIGHT + "test_memory_that_runs_out_in_both_jobs_leaves_both_as_they_are_alone",),
+    ),
+    Mutant(
+        "geometry is baked beside the texture only where memory has room for both",
+        _ENGINE_FILE,
+        "return len(surface.faces) > 0 and self._in_flight.measure() >= need",
+        "return len(surface.faces) > 0 and need > 0",
+        (_OVERLAP + "test_without_room_for_both_they_follow_each_other",),
+    ),
+    Mutant(
+        "geometry baked beside is for the bake that it was made for",
+        "trellis_runtime/engines/trellis2/baking/ahead.py",
+        "return self.geometry if options == self.options else None",
+        "return self.geometry",
+        (_OVERLAP + "test_geometry_is_for_the_bake_that_it_was_made_for",),
+    ),
+    Mutant(
+        "a job's end reaches its work on other threads",
+        _SCOPE,
+        "or (self.parent is not None and self.parent.cancelled)",
+        "or False",
+        (_OVERLAP + "test_the_jobs_end_reaches_the_geometry_and_its_own_end_not_the_job",),
+    ),
+    Mutant(
+        "kernels that run at once keep a device busy once",
+        "benchmarks/busy.py",
+        "total += max(0.0, end - max(begin, reached))",
+        "total += end - begin",
+        ("tests/test_bench_busy.py::test_kernels_at_once_are_counted_once",),
+    ),
+    Mutant(
+        "a pass captured for weights that have moved is not replayed",
+        _GRAPHS,
+        "if self.captured is None or self.weights != weights:",
+        "if self.captured is None:",
+        (_PASSES + "test_weights_that_were_moved_are_captured_anew",),
+    ),
+    Mutant(
+        "a pass captured for one picture is not replayed for another",
+        _GRAPHS,
+        "return self.lasting or all(",
+        "return self.lasting or any(",
+        (_PASSES + "test_another_picture_of_the_same_size_is_not_given_the_first_ones_context",),
+    ),
+    Mutant(
+        "only passes that wait for the host are captured",
+        _GRAPHS,
+        "one.is_launch_bound = share >= _LAUNCH_BOUND",
+        "one.is_launch_bound = True",
+        (_PASSES + "test_a_device_that_is_kept_busy_needs_no_graphs",),
+    ),
+    Mutant(
+        "a capture that failed is not tried again",
+        _GRAPHS,
+        "            one.is_launch_bound = False  # never tried again for this pass\n",
+        "",
+        (_PASSES + "test_a_capture_that_fails_is_not_tried_again",),
+    ),
+    Mutant(
+        "a job short of memory runs without captured passes",
+        _GRAPHS,
+        "        if self.resting:\n",
+        "        if False:\n",
+        (_PASSES + "test_a_job_with_graphs_decodes_the_same_and_memory_gets_them_back",),
+    ),
+    Mutant(
+        "a closed job gives its seat back",
+        _ENGINE_FILE,
+        "            self._in_flight.leave(self)\n",
+        "            pass\n",
+        (_IN_FLIGHT + "test_a_job_waits_for_its_room_and_offloaded_ones_are_alone",),
+    ),
+    Mutant(
+        "the platform is asked for no more jobs than there is room for",
+        _WORKER,
+        "return wished if most is None else min(wished, most)",
+        "return wished",
+        ("tests/test_start.py::test_the_platform_is_told_how_many_jobs_there_is_room_for",),
+    ),
+)
 
 _DELIVERY: tuple[Mutant, ...] = (
     Mutant(
@@ -988,5 +1133,282 @@ _FORMATS: tuple[Mutant, ...] = (
     ),
 )
 
+_LOADING = "trellis_runtime/engines/trellis2/upstream"
+_WHOLE = "tests/test_weights_whole.py::"
+_FINITE = "tests/test_weights_finite.py::"
+_REMOVER = "tests/test_weights_remover.py::"
+_ACCEPTANCE = "tests/test_acceptance.py::"
 
-MUTANTS: tuple[Mutant, ...] = _FORMATS + _CORE + _GPU_ENGINE + _BAKE + _SERVER_DOORS + _DELIVERY
+_WEIGHTS: tuple[Mutant, ...] = (
+    Mutant(
+        "a tensor that a helper's file lacks is never random",
+        f"{_LOADING}/helpers.py",
+        "        _require_empty(report, name, folder)",
+        "        pass",
+        (_WHOLE + "test_a_model_that_lacks_a_tensor_or_has_one_more_is_refused",),
+    ),
+    Mutant(
+        "real weights are not taken from a loader that tells nothing",
+        f"{_LOADING}/helpers.py",
+        "    if not reports and not is_synthetic:",
+        "    if False:",
+        (_WHOLE + "test_real_weights_are_never_taken_from_what_tells_nothing",),
+    ),
+    Mutant(
+        "transformers is left as it was",
+        f"{_LOADING}/helpers.py",
+        "        base.from_pretrained = own",
+        "        pass",
+        (_WHOLE + "test_a_model_that_is_whole_is_loaded_and_nothing_stays_patched",),
+    ),
+    Mutant(
+        "an image encoder of another size stops the start",
+        f"{_LOADING}/helpers.py",
+        "    if width != context:",
+        "    if False:",
+        (_WHOLE + "test_an_encoder_of_another_size_is_refused_before_the_first_job",),
+    ),
+    Mutant(
+        "a description that no class takes is told with its file's name",
+        f"{_LOADING}/checkpoints.py",
+        "    except (TypeError, AttributeError) as err:",
+        "    except ZeroDivisionError as err:",
+        (
+            _WHOLE + "test_a_description_that_no_class_takes_stops_the_start_with_its_files_name",
+            _WHOLE + "test_a_pipeline_that_upstream_does_not_take_is_named",
+        ),
+    ),
+    Mutant(
+        "a placeholder for normalisation is refused with real weights",
+        f"{_LOADING}/checkpoints.py",
+        "    if bool((mean == 0).all() and (std == 1).all()) and not is_synthetic:",
+        "    if False:",
+        (_WHOLE + "test_a_placeholder_for_normalisation_is_refused_with_real_weights",),
+    ),
+    Mutant(
+        "the remover's pass is in the placement's sums",
+        "trellis_runtime/engines/trellis2/device/placement.py",
+        "            working = max(working, REMOVER_WORKING_BYTES)",
+        "            pass",
+        (
+            _REMOVER
+            + "test_the_removers_pass_counts_where_it_is_the_largest_and_only_where_it_runs",
+            _REMOVER + "test_the_engine_goes_by_the_sums",
+        ),
+    ),
+    Mutant(
+        "the warm-up runs the background remover",
+        "trellis_runtime/worker/warmup.py",
+        "        _run(engine, photograph(), plan, ENGINE_STAGES[:1])",
+        "        pass",
+        (
+            _REMOVER + "test_the_warm_up_cuts_out_a_photograph_first",
+            _REMOVER + "test_a_remover_that_fails_stops_the_start",
+        ),
+    ),
+    Mutant(
+        "the warm-up is offloaded where a job would be",
+        "trellis_runtime/worker/warmup.py",
+        "    plan = replace(plan, offload=engine.wants_offload(plan))",
+        "    plan = replace(plan)",
+        (_REMOVER + "test_the_warm_up_of_a_card_without_room_for_all_is_offloaded",),
+    ),
+    Mutant(
+        "a photograph without a remover is refused before anything is computed",
+        _ENGINE_FILE,
+        "        if not pipeline.removes_backgrounds and needs_remover(image, plan.background):",
+        "        if False:",
+        (
+            _REMOVER
+            + "test_a_photograph_without_a_remover_is_the_callers_error_before_anything_is_computed",
+            _REMOVER + "test_the_answer_to_such_a_job_says_what_to_send",
+        ),
+    ),
+    Mutant(
+        "a decoder's subdivisions are watched, not its output alone",
+        f"{_LOADING}/decoders.py",
+        "        if model.pred_subdiv:\n            layers.append",
+        "        if False:\n            layers.append",
+        (_FINITE + "test_tokens_are_never_lost_to_a_cascade_that_overflows",),
+    ),
+    Mutant(
+        "values that are not finite are refused",
+        "trellis_runtime/engines/trellis2/models/finite.py",
+        "    if finite.all():",
+        "    if True:",
+        (
+            _FINITE + "test_every_network_is_watched",
+            _FINITE + "test_what_overflows_in_a_decoder_is_named_before_geometry_sees_it",
+        ),
+    ),
+    Mutant(
+        "a wider decoder gets its own weights back",
+        "trellis_runtime/engines/trellis2/models/finite.py",
+        "            parameter.data = data",
+        "            pass",
+        (
+            _FINITE + "test_a_wider_decoder_decodes_that_stage_alone",
+            _FINITE + "test_both_types_hold_what_float16_does_not",
+        ),
+    ),
+    Mutant(
+        "a stage that is decoded wider samples from the same noise",
+        _ENGINE_FILE,
+        "        self._decoder_dtype = wide\n        self._set_noise(stage)\n",
+        "        self._decoder_dtype = wide\n",
+        (_FINITE + "test_a_cascade_samples_again_from_the_same_noise",),
+    ),
+    Mutant(
+        "a wider decoder is told in the answer",
+        _ENGINE_FILE,
+        "        if self._widened:\n            told",
+        "        if False:\n            told",
+        (_FINITE + "test_the_answer_says_that_a_decoder_was_wider",),
+    ),
+    Mutant(
+        "acceptance allows no more than twice upstream's distance from itself",
+        "trellis_runtime/engines/trellis2/acceptance.py",
+        "MOST_TIMES_ITSELF = 2.0",
+        "MOST_TIMES_ITSELF = 100.0",
+        (_ACCEPTANCE + "test_ours_may_be_as_far_from_upstream_as_upstream_is_from_itself",),
+    ),
+    Mutant(
+        "acceptance runs upstream's own flow modules, not ours twice",
+        "trellis_runtime/engines/trellis2/comparison.py",
+        "        yield replace(pipeline, flows=own)",
+        "        yield pipeline",
+        (_ACCEPTANCE + "test_a_flow_that_differs_fails_at_its_own_stages_alone",),
+    ),
+    Mutant(
+        "a rung passes acceptance by every bit",
+        "trellis_runtime/engines/trellis2/acceptance.py",
+        "    if other:\n",
+        "    if False:\n",
+        (_ACCEPTANCE + "test_one_bit_that_differs_fails_a_rung",),
+    ),
+    Mutant(
+        "a check that failed is in acceptance's exit status",
+        "trellis_runtime/cli/acceptance.py",
+        "    return 1 if failed else 0",
+        "    return 0",
+        (_ACCEPTANCE + "test_a_folder_that_is_not_whole_fails_with_its_reason_and_no_path",),
+    ),
+    Mutant(
+        "no folder of this machine is in what acceptance prints",
+        "trellis_runtime/cli/acceptance.py",
+        "                text = text.replace(str(folder), name)",
+        "                pass",
+        (_ACCEPTANCE + "test_a_folder_that_is_not_whole_fails_with_its_reason_and_no_path",),
+    ),
+    Mutant(
+        "a file that changed since it was fetched is told",
+        "trellis_runtime/engines/model_record.py",
+        'digest(path) != stated["sha256"]',
+        "False",
+        (_ACCEPTANCE + "test_a_file_that_changed_is_told_by_its_record",),
+    ),
+    Mutant(
+        "a rehearsal follows the shape that is asked for",
+        f"{_LOADING}/rehearsal.py",
+        "        self._mesh = mesh_of(name)",
+        '        self._mesh = mesh_of("smooth")',
+        (
+            "tests/test_rehearsal_shapes.py::"
+            "test_a_rehearsal_voxelises_the_shape_that_is_asked_for_and_may_change_it",
+        ),
+    ),
+)
+
+
+_EVENTS = "tests/test_events.py::"
+_CONTRACT: tuple[Mutant, ...] = (
+    Mutant(
+        "what an address refuses is not asked for again",
+        _FETCH,
+        "            retryable=is_transient(response.status),",
+        "            retryable=True,",
+        (f"{_EVENTS}test_what_an_address_refuses_it_refuses_again",),
+    ),
+    Mutant(
+        "a store's own code reaches the caller",
+        _FETCH,
+        '    return f" ({found.group(1).decode()})" if found else ""',
+        '    return ""',
+        (f"{_EVENTS}test_a_stores_own_code_reaches_the_caller",),
+    ),
+    Mutant(
+        "no try of a download begins after its time",
+        "trellis_runtime/delivery/tries.py",
+        "            too_late = within is not None and within.remaining() <= pause",
+        "            too_late = False",
+        (f"{_EVENTS}test_tries_end_with_the_time_of_the_download",),
+    ),
+    Mutant(
+        "a presigned PUT sends no header that was not signed",
+        "trellis_runtime/delivery/presigned.py",
+        '        return "content-type" in signed',
+        "        return True",
+        (f"{_EVENTS}test_a_put_sends_what_was_signed",),
+    ),
+    Mutant(
+        "an address that has expired is told before the job runs",
+        "trellis_runtime/delivery/presigned.py",
+        "    if expires is not None and expires + _SKEW < (now or datetime.now(UTC)):",
+        "    if False:",
+        (f"{_EVENTS}test_a_signature_that_has_expired_is_refused_at_once",),
+    ),
+    Mutant(
+        "a model that an answer cannot hold is refused before it is computed",
+        "trellis_runtime/delivery/choose.py",
+        '            self._require_room(least, "a model as asked (resolution, decimation_target) has about")',
+        "            pass",
+        (f"{_EVENTS}test_a_place_that_takes_any_size_is_asked_for_none",),
+    ),
+    Mutant(
+        "a library's word about values is no fault of ours",
+        "trellis_runtime/worker/blame.py",
+        "        if not of_library(err):",
+        "        if True:",
+        (f"{_EVENTS}test_a_librarys_word_about_values_has_its_own_code",),
+    ),
+    Mutant(
+        "a fault of ours is not blamed on the picture",
+        "trellis_runtime/worker/blame.py",
+        "        if not of_library(err):",
+        "        if False:",
+        (f"{_EVENTS}test_a_fault_of_ours_stays_one",),
+    ),
+    Mutant(
+        "no word of pydantic's reaches a caller",
+        "trellis_runtime/contract/refusals.py",
+        '    words = _WORDS.get(problem["type"], "is not usable")',
+        '    return str(problem["msg"])\n    words = ""',
+        ("tests/test_api_page.py::test_no_word_of_a_library_reaches_a_caller",),
+    ),
+    Mutant(
+        "the same seed is not worth a second try",
+        _WORKER,
+        "                err.retryable = False  # the same seed makes the same values",
+        "                pass",
+        (f"{_EVENTS}test_a_mesh_that_comes_again_is_not_worth_a_second_try",),
+    ),
+    Mutant(
+        "where a file goes is checked before the work",
+        "trellis_runtime/cli/console.py",
+        "    elif not folder.is_dir():",
+        "    elif False:",
+        ("tests/test_cli_words.py::test_where_a_file_goes_is_checked_before_the_work",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    _FORMATS
+    + _CORE
+    + _GPU_ENGINE
+    + _BAKE
+    + _SERVER_DOORS
+    + _DELIVERY
+    + _WEIGHTS
+    + _SPEED
+    + _CONTRACT
+)

@@ -18,12 +18,15 @@ from PIL import Image
 
 from trellis_runtime.assets.color import srgb_to_linear
 from trellis_runtime.assets.glb_format import pack_glb
+from trellis_runtime.assets.png import encode_png
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
 
 _FLOAT, _USHORT, _UINT, _UBYTE = 5126, 5123, 5125, 5121
 _ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
 _LINEAR, _TRILINEAR, _CLAMP = 9729, 9987, 33071
+_LARGEST_LOSSLESS_WEBP_PX = 2048
+"""Above this side a data map is a PNG: ten times as fast, a quarter larger (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +200,28 @@ def _encode_image(
     pixels: NDArray[np.uint8], form: TextureFormat, is_data: bool
 ) -> tuple[bytes, str]:
     """Encode one texture; data maps never lose a bit. A failing encoder gives way to PNG."""
+    if _must_be_png(pixels, form, is_data):
+        return encode_png(pixels), "png"
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    options: dict[str, Any] = {"compress_level": 4}
     if form == "webp":
         # quality 40, method 2: half as long to twice as long again, for 0 to 20 % less
-        options = {"lossless": True, "quality": 10, "method": 1, "exact": True}
+        options: dict[str, Any] = {"lossless": True, "quality": 10, "method": 1, "exact": True}
         if not is_data:
             options = {"quality": 95, "method": 2, "exact": True}  # 4: twice the time, 2 % less
-    elif form == "jpeg":
-        if is_data or image.mode == "RGBA":
-            form = "png"  # JPEG has neither exact values nor alpha
-        else:
-            options = {"quality": 95, "subsampling": 0, "optimize": True}
+    else:
+        options = {"quality": 95, "subsampling": 0, "optimize": True}
     buffer = io.BytesIO()
     try:
         image.save(buffer, form, **options)
     except (OSError, ValueError):  # WebP was seen to fail on a 4096 texture: "encoding error 6"
-        if form == "png":
-            raise
-        return _encode_image(pixels, "png", is_data)
+        return encode_png(pixels), "png"
     return buffer.getvalue(), form
+
+
+def _must_be_png(pixels: NDArray[np.uint8], form: TextureFormat, is_data: bool) -> bool:
+    if form == "jpeg":  # it has neither exact values nor alpha
+        return is_data or pixels.shape[2] == 4
+    return form == "png" or (is_data and len(pixels) > _LARGEST_LOSSLESS_WEBP_PX)
 
 
 def _linear_u16(colors: NDArray[np.uint8], *, alpha: bool) -> NDArray[np.uint16]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from trellis_runtime.assets.cutout import cutout_png
 from trellis_runtime.assets.images import decode_image
 from trellis_runtime.assets.warnings import cutout_warnings
-from trellis_runtime.cli.console import out_console
+from trellis_runtime.cli.console import out_console, require_writable
 from trellis_runtime.contract.engine import CutOut
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
@@ -37,12 +37,14 @@ def _cutout(args: argparse.Namespace) -> int:
     if args.engine:
         settings = settings.model_copy(update={"engine": args.engine})
     target = args.output or args.image.with_suffix(".cutout.png")
+    require_writable(target, "--output")
     made = _cut_out(args, settings)
     target.write_bytes(cutout_png(made))
     by = {"alpha": "the picture's alpha", "model": "the background remover", "keep": "nothing"}
     out_console.print(
         f"cut out by {by[made.source]}: {made.share:.1%} of the picture, {made.longer_px} px long",
         highlight=False,
+        soft_wrap=True,
     )
     for warning in cutout_warnings(made):
         out_console.print(

@@ -14,9 +14,11 @@ from rich.table import Table
 
 from trellis_runtime import __version__
 from trellis_runtime.cli import bench, check, cold_start, stats
-from trellis_runtime.cli.console import err_console, out_console
+from trellis_runtime.cli.acceptance import add_acceptance
+from trellis_runtime.cli.console import err_console, out_console, print_table, require_writable
 from trellis_runtime.cli.cutout import add_cutout
 from trellis_runtime.cli.run import add_run, show
+from trellis_runtime.cli.verbs import describe
 from trellis_runtime.cli.verify import add_verify
 from trellis_runtime.contract.answer import result_schema
 from trellis_runtime.contract.ladder import RUNGS
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except (WorkerError, OSError) as err:
         code = err.code if isinstance(err, WorkerError) else "file"
-        err_console.print(f"[red]{code}[/red]: {err}", highlight=False)
+        err_console.print(f"[red]{code}[/red]: {err}", highlight=False, soft_wrap=True)
         return 2 if isinstance(err, SetupFailed) else 1
 
 
@@ -77,16 +79,25 @@ def _parser() -> argparse.ArgumentParser:
     shower.add_argument("folder", type=Path, help="the job's folder, output/JOB_ID for one")
     shower.set_defaults(run=show)
     checker = commands.add_parser("check", help="what this machine can do, in one page")
-    checker.set_defaults(run=lambda _args: check.print_page(out_console, Settings.from_env()))
+    check.add_check(checker)
+    add_acceptance(
+        commands.add_parser(
+            "acceptance", help="hold the GPU engine against upstream, once, on real weights"
+        )
+    )
     schema = commands.add_parser(
         "schema", help="print the JSON Schema of a request or of an answer"
     )
-    schema.add_argument("which", choices=tuple(_SCHEMAS), nargs="?", default="request")
+    schema.add_argument(
+        "which", choices=tuple(_SCHEMAS), nargs="?", default="request", help="by default request"
+    )
     schema.set_defaults(run=_schema)
     ladder = commands.add_parser("ladder", help="print what is given up when memory runs out")
     ladder.set_defaults(run=_ladder)
     summary = commands.add_parser("stats", help="sum up the worker's JSON log lines")
-    summary.add_argument("logs", type=Path, nargs="+", metavar="LOGFILE")
+    summary.add_argument(
+        "logs", type=Path, nargs="+", metavar="LOGFILE", help="what a worker wrote to its log"
+    )
     summary.add_argument("--json", action="store_true", help="print the figures as JSON")
     summary.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
     summary.set_defaults(run=_stats)
@@ -105,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     server.set_defaults(run=_serve)
     _add_bench(commands.add_parser("bench", help="time jobs or starts; the last line is JSON"))
+    describe(commands)
     return parser
 
 
@@ -117,7 +129,9 @@ def _add_bench(bencher: argparse.ArgumentParser) -> None:
         help="jobs: each stage of each preset; cold-start: fresh processes, the first preset",
     )
     bencher.add_argument("--runs", type=int, default=3, help="counted runs of each case")
-    bencher.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=list(PRESETS))
+    bencher.add_argument(
+        "--presets", nargs="+", choices=tuple(PRESETS), default=list(PRESETS), help="which to time"
+    )
     bencher.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     bencher.add_argument(
         "--picture",
@@ -177,6 +191,8 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
+    if args.html:
+        require_writable(args.html, "--html")
     counted = stats.Stats()
     for path in args.logs:
         with path.open("rb") as lines:
@@ -203,5 +219,5 @@ def _ladder(_args: argparse.Namespace) -> int:
         table.add_row(
             str(rung.level), rung.name, "yes" if rung.lossless else "no", stages, rung.change
         )
-    out_console.print(table)
+    print_table(out_console, table)
     return 0

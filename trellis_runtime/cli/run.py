@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from trellis_runtime.cli.console import err_console, out_console
+from trellis_runtime.cli.console import err_console, out_console, require_writable
 from trellis_runtime.contract.files import ANSWER, FORMATS
 from trellis_runtime.contract.ladder import RUNGS
 from trellis_runtime.contract.levels import LOWEST_LEVEL
@@ -34,10 +34,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("trellis2", "embedded"), help="TRELLIS2_ENGINE")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="a set of values to start from")
     parser.add_argument("--seed", type=int, help="0 to 2147483647; random when absent")
-    parser.add_argument("--resolution", type=int, choices=get_args(Resolution))
-    parser.add_argument("--texture-size", type=int, choices=get_args(TextureSize))
-    parser.add_argument("--texture-format", choices=get_args(TextureFormat))
-    parser.add_argument("--decimation-target", type=int, metavar="FACES", help="1000 to 2000000")
+    parser.add_argument(
+        "--resolution", type=int, choices=get_args(Resolution), help="cells a side of the geometry"
+    )
+    parser.add_argument(
+        "--texture-size", type=int, choices=get_args(TextureSize), help="pixels a side"
+    )
+    parser.add_argument(
+        "--texture-format", choices=get_args(TextureFormat), help="of the base colour"
+    )
+    parser.add_argument(
+        "--decimation-target", type=int, metavar="FACES", help="most faces, 1000 to 2000000"
+    )
     parser.add_argument("--no-remesh", action="store_true", help="keep the decoder's own surface")
     parser.add_argument("--keep-background", action="store_true", help="all of it is the object")
     parser.add_argument(
@@ -58,6 +66,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.output:
+        require_writable(args.output, "--output")
     settings = Settings.from_env()
     if args.engine:
         settings = settings.model_copy(update={"engine": args.engine})
@@ -78,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         out_console.print_json(json.dumps(answer))
     if "error" in answer:
-        err_console.print(f"[red]{answer['error']}[/red]", highlight=False)
+        err_console.print(f"[red]{answer['error']}[/red]", highlight=False, soft_wrap=True)
         return 1
     if args.output:
         args.output.write_bytes(_local_path(answer["glb_url"]).read_bytes())
@@ -123,6 +133,7 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
         f"texture {answer['texture']['size']} {answer['texture']['format']}, "
         f"{sum(answer['timings'].values()):.1f} s",
         highlight=False,
+        soft_wrap=True,
     )
     for warning in answer.get("warnings", []):
         out_console.print(
@@ -131,12 +142,13 @@ def _print_card(answer: dict[str, Any], copied_to: Path | None) -> None:
             soft_wrap=True,
         )
     for warning in mesh["warnings"]:
-        out_console.print(f"[yellow]mesh: {warning}[/yellow]", highlight=False)
+        out_console.print(f"[yellow]mesh: {warning}[/yellow]", highlight=False, soft_wrap=True)
     for attempt in given["attempts"]:
         out_console.print(
             f"[yellow]out of memory in {attempt['stage']} at rung {attempt['rung']}: "
             f"{attempt['error']}[/yellow]",
             highlight=False,
+            soft_wrap=True,
         )
     for told in answer.get("files", []):
         _print_finish(told)

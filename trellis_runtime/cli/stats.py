@@ -1,7 +1,8 @@
 """What the operators need from the worker's JSON log lines, in constant memory.
 
 Lines are read one by one and summed up in counters and histograms of fixed size, so a million of
-them cost seconds and no memory. Lines that are not JSON, or not ours, are counted and passed over.
+them cost seconds and no memory. Lines of other programs are counted and passed over, and so are
+lines of ours that were cut off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from trellis_runtime.cli.console import print_table
 from trellis_runtime.contract.ladder import RUNGS
 from trellis_runtime.contract.levels import TEXTURE_LEVELS
 
@@ -69,6 +71,7 @@ class Stats:
 
     lines: int = 0
     broken: int = 0
+    others: int = 0
     completed: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     levels: Counter[int] = field(default_factory=Counter)
@@ -88,8 +91,9 @@ class Stats:
         for line in lines:
             self.lines += 1
             if not any(mark in line for mark in _MARKS):
-                # Most lines are stages and other programs' own; only a broken one needs a look.
-                self.broken += not _looks_like_json(line)
+                # Most lines are stages, or other programs' own words, the SDK's for one.
+                self.broken += _is_cut(line)
+                self.others += not line.lstrip().startswith(b"{")
                 continue
             try:
                 self._count(json.loads(line))
@@ -151,6 +155,7 @@ class Stats:
         return {
             "lines": self.lines,
             "broken_lines": self.broken,
+            "lines_of_others": self.others,
             "jobs": jobs,
             "success_rate": round(self.completed / jobs, 4) if jobs else None,
             "failures": dict(self.failed.most_common()),
@@ -180,8 +185,10 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
     rate = report["success_rate"]
     console.print(
         f"{report['jobs']:,} jobs, {'-' if rate is None else f'{rate:.1%}'} succeeded; "
-        f"{report['lines']:,} lines read, {report['broken_lines']:,} of them broken",
+        f"{report['lines']:,} lines read, {report['broken_lines']:,} of them broken, "
+        f"{report['lines_of_others']:,} of other programs",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table("figure", "count", "mean", "p50", "p95", "max")
     rows = {"a job, s": report["seconds"]}
@@ -193,19 +200,21 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
         "faces": report["faces"],
     }
     for name, s in rows.items():
-        table.add_row(name, *(f"{s[k]:,.4g}" for k in ("count", "mean", "p50", "p95", "max")))
-    console.print(table)
+        figures = (_figure(name, s[k]) for k in ("mean", "p50", "p95", "max"))
+        table.add_row(name, f"{s['count']:,.0f}", *figures)
+    print_table(console, table)
     counts = Table("what", "jobs")
     for level, jobs in report["levels"].items():
         counts.add_row(f"level {level} ({_rung_name(int(level))})", f"{jobs:,}")
     for code, jobs in report["failures"].items():
         counts.add_row(f"failed: {code}", f"{jobs:,}")
-    console.print(counts)
+    print_table(console, counts)
     share = report["texture_degraded_share"]
     console.print(
         f"most common rung below the top: {report['most_common_rung'] or '-'}; texture lowered in "
         f"{'-' if share is None else f'{share:.1%}'} of the jobs",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -249,7 +258,7 @@ def _bars(title: str, values: dict[str, float]) -> str:
         rows.append(
             f'<text x="0" y="{y + 14}">{html.escape(name)}</text>'
             f'<rect x="200" y="{y + 3}" width="{width:.1f}" height="14"></rect>'
-            f'<text x="{206 + width:.1f}" y="{y + 14}">{value:,.4g}</text>'
+            f'<text x="{206 + width:.1f}" y="{y + 14}">{_bar_figure(value)}</text>'
         )
     height = 22 * len(values)
     label = html.escape(title)
@@ -259,10 +268,23 @@ def _bars(title: str, values: dict[str, float]) -> str:
     )
 
 
+def _bar_figure(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:,.4g}"
+
+
 def _rung_name(level: int) -> str:
     return RUNGS[level].name if 0 <= level < len(RUNGS) else "?"
 
 
-def _looks_like_json(line: bytes) -> bool:
+def _is_cut(line: bytes) -> bool:
+    """Whether a line begins as one of ours and does not end."""
     stripped = line.strip()
-    return stripped.startswith(b"{") and stripped.endswith(b"}")
+    return stripped.startswith(b"{") and not stripped.endswith(b"}")
+
+
+def _figure(name: str, value: float) -> str:
+    """Seconds to four digits; what is counted as a whole number."""
+    if name.endswith(", s"):
+        return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+    whole = value == int(value) or value >= 100
+    return f"{value:,.0f}" if whole else f"{value:,.2f}"

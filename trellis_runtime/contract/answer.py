@@ -83,8 +83,20 @@ class TextureReport(WireModel):
     format: str
 
 
+class Overlap(WireModel):
+    """What `timings` alone would not tell of work side by side."""
+
+    waited: dict[str, float] = Field(
+        {}, description="Seconds of each stage in timings that it waited for another job."
+    )
+    beside: dict[str, float] = Field(
+        {},
+        description="Seconds of work on other threads beside the stages, in no timing of theirs.",
+    )
+
+
 class Vram(WireModel):
-    """The card's memory over the job, as the driver sees it."""
+    """The card's memory over the job, as the driver sees it: use by a job beside it included."""
 
     peak_bytes: int
     total_bytes: int
@@ -176,6 +188,9 @@ class GenerationResult(WireModel):
         [], description="Seeds tried before this one, and the checks that their assets failed."
     )
     timings: dict[str, float]
+    overlap: Overlap | None = Field(
+        None, description="null: nothing ran side by side, so timings say all."
+    )
     vram: Vram | None
     init: dict[str, float]
 

@@ -89,7 +89,7 @@ class Asset:
     translucent: NDArray[np.bool_] | None = None
     quality: QualityReport | None = None
     double_sided: bool = False
-    effective: Mapping[str, int] = field(default_factory=dict)
+    effective: Mapping[str, int | str] = field(default_factory=dict)
     """Values that the engine itself had to lower, `resolution` for one."""
 
     @property
@@ -135,7 +135,10 @@ class Engine(Protocol):
 
     @property
     def most_side_by_side(self) -> int | None:
-        """How many generations may run at once without sharing state; None: any number."""
+        """How many generations may run at once without sharing state; None: any number.
+
+        Once loaded it may be fewer: as many as there is memory for.
+        """
 
     @property
     def measures_quality(self) -> bool:

@@ -84,6 +84,12 @@ def failures(base: type[WorkerError] = WorkerError) -> Iterator[type[WorkerError
         yield from failures(leaf)
 
 
+def retryable_words(leaf: type[WorkerError]) -> str:
+    """Return "yes" or "no", and when it is otherwise."""
+    word = "yes" if leaf.retryable else "no"
+    return f"{word}; {leaf.depends}" if leaf.depends else word
+
+
 def error_schema() -> dict[str, Any]:
     """Return the JSON Schema of the answer to a job that failed, every code explained."""
     schema = Failure.model_json_schema(mode="validation")
@@ -91,7 +97,7 @@ def error_schema() -> dict[str, Any]:
         {
             "const": leaf.code,
             "description": f"{inspect.getdoc(leaf)} Fault: {leaf.fault}. "
-            f"Retryable: {'yes' if leaf.retryable else 'no'}.",
+            f"Retryable: {retryable_words(leaf)}. {leaf.remedy}",
         }
         for leaf in sorted(failures(), key=lambda leaf: leaf.code)
     ]

@@ -8,7 +8,6 @@ Long because it lists the fields of one request, each beside what it says to JSO
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from trellis_runtime.contract.files import FINISH_NAME, FORMATS, FileFormat
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.quality import QualityCheck
+from trellis_runtime.contract.refusals import refusal
 from trellis_runtime.contract.wire import WireModel
 from trellis_runtime.errors import InvalidInput
 
@@ -62,14 +62,23 @@ def _whole(value: Any) -> Any:
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+_STEPS = "Euler steps; the time of the stage grows with them."
+_GUIDANCE_STRENGTH = "How strongly the picture guides; 1: no guidance."
+_GUIDANCE_RESCALE = "Pulls guided values back to the spread of unguided ones; 0: not at all."
+_GUIDANCE_INTERVAL = "The part of the way, 0 to 1, in which guidance is used."
+_RESCALE_T = "How much of the time is spent early, on the coarse form; 1: evenly."
+
+
 class Sampler(RequestModel):
     """One flow model's sampler (rectified flow, Euler, guidance within an interval)."""
 
-    steps: int = Field(12, ge=1, le=50)
-    guidance_strength: float = Field(7.5, ge=0, le=10)
-    guidance_rescale: float = Field(0.5, ge=0, le=1)
-    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] = (0.6, 1.0)
-    rescale_t: float = Field(3.0, ge=1, le=6)
+    steps: int = Field(12, ge=1, le=50, description=_STEPS)
+    guidance_strength: float = Field(7.5, ge=0, le=10, description=_GUIDANCE_STRENGTH)
+    guidance_rescale: float = Field(0.5, ge=0, le=1, description=_GUIDANCE_RESCALE)
+    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] = Field(
+        (0.6, 1.0), description=_GUIDANCE_INTERVAL
+    )
+    rescale_t: float = Field(3.0, ge=1, le=6, description=_RESCALE_T)
 
     @field_validator("guidance_interval")
     @classmethod
@@ -82,16 +91,18 @@ class Sampler(RequestModel):
 class SparseStructureSampler(Sampler):
     """Defaults of the sparse structure stage, as upstream."""
 
-    guidance_rescale: float = Field(0.7, ge=0, le=1)
-    rescale_t: float = Field(5.0, ge=1, le=6)
+    guidance_rescale: float = Field(0.7, ge=0, le=1, description=_GUIDANCE_RESCALE)
+    rescale_t: float = Field(5.0, ge=1, le=6, description=_RESCALE_T)
 
 
 class TextureSampler(Sampler):
     """Defaults of the texture stage, as upstream."""
 
-    guidance_strength: float = Field(1.0, ge=0, le=10)
-    guidance_rescale: float = Field(0.0, ge=0, le=1)
-    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] = (0.6, 0.9)
+    guidance_strength: float = Field(1.0, ge=0, le=10, description=_GUIDANCE_STRENGTH)
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description=_GUIDANCE_RESCALE)
+    guidance_interval: Annotated[tuple[Share, Share], Field(strict=False)] = Field(
+        (0.6, 0.9), description=_GUIDANCE_INTERVAL
+    )
 
 
 class Samplers(RequestModel):
@@ -122,6 +133,15 @@ def _image_url_schema(schema: dict[str, Any]) -> None:
 def _needs(condition: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
     return {"if": {"properties": condition, "required": list(condition)}, "then": outcome}
 
+
+_NOT_THE_CALLERS = frozenset(
+    ("host", "content-length", "transfer-encoding", "connection", "expect", "upgrade", "te",
+     "trailer", "keep-alive", "proxy-connection")
+)  # fmt: skip
+"""Headers that say how a request is carried, and to whom."""
+
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
+HeaderValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=2000)]
 
 _Faces = Annotated[int, Field(ge=1_000, le=2_000_000)]
 _Metres = Annotated[float, Field(ge=1e-3, le=1e3)]
@@ -236,6 +256,10 @@ class Output(RequestModel):
                     {"delivery": {"enum": ["url", "inline"]}},
                     {"properties": {"upload_url": {"type": "null"}}},
                 ),
+                _needs(
+                    {"upload_headers": {"minProperties": 1}},
+                    {"required": ["upload_url"], "properties": {"upload_url": {"type": "string"}}},
+                ),
             ]
         }
     )
@@ -248,6 +272,12 @@ class Output(RequestModel):
     )
     upload_url: Annotated[str, Field(json_schema_extra={"pattern": _HTTP_URL})] | None = Field(
         None, max_length=_LONGEST_URL, description="Presigned URL (http, https) that takes a PUT."
+    )
+    upload_headers: dict[HeaderName, HeaderValue] = Field(
+        {},
+        max_length=20,
+        description="Headers of that PUT, as they were signed: Content-Type or x-amz-acl, say. "
+        "Without them a signed Content-Type is model/gltf-binary.",
     )
     texture_format: TextureFormat = Field(
         "png",
@@ -336,10 +366,22 @@ class Output(RequestModel):
             raise ValueError(f"the name {twice[0]!r} is given twice")
         return finishes
 
+    @field_validator("upload_headers")
+    @classmethod
+    def _headers_of_the_caller(cls, value: dict[str, str]) -> dict[str, str]:
+        names = [name.lower() for name in value]
+        if ours := sorted(_NOT_THE_CALLERS & set(names)):
+            raise ValueError(f"{ours[0]} is the worker's own header")
+        if len(set(names)) < len(names):
+            raise ValueError("a header is stated twice")
+        return value
+
     @model_validator(mode="after")
     def _upload_needs_url(self) -> Output:
         if self.upload_url is not None:
             _require_http_url(self.upload_url, "upload_url")
+        if self.upload_url is None and self.upload_headers:
+            raise ValueError("upload_headers need an upload_url")
         if self.delivery == "upload" and self.upload_url is None:
             raise ValueError("delivery 'upload' needs upload_url")
         if self.delivery in ("url", "inline") and self.upload_url is not None:
@@ -418,7 +460,7 @@ class GenerationRequest(RequestModel):
         "the texture that is translucent.",
     )
     strict: Annotated[tuple[QualityCheck, ...], Field(strict=False)] = Field(
-        (), description="Quality checks whose warnings become an error (MeshRejected)."
+        (), description="Quality checks whose warnings become an error (mesh_rejected)."
     )
     retry_seeds: int = Field(
         0, ge=0, le=3, description="How many more seeds to try where a strict check fails."
@@ -457,8 +499,8 @@ class GenerationRequest(RequestModel):
     @model_validator(mode="after")
     def _one_image(self) -> GenerationRequest:
         if (self.image is None) == (self.image_url is None):
-            given = "neither" if self.image is None else "both"
-            raise ValueError(f"exactly one of image and image_url is needed; {given} was given")
+            given = "neither was given" if self.image is None else "both were given"
+            raise ValueError(f"exactly one of image and image_url is needed; {given}")
         if self.image_url is not None:
             if len(self.image_url) > _LONGEST_URL:
                 raise ValueError(f"image_url has more than {_LONGEST_URL} characters")
@@ -487,47 +529,27 @@ def _require_http_url(url: str, field: str) -> None:
         raise ValueError(f"{field} must be an http or https address with a host")
 
 
+def _kind(value: object) -> str:
+    """Return the name that JSON has for a value."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), "something else")
+
+
 def parse_request(payload: object) -> GenerationRequest:
     """Return the request that `payload` (the job's `input`) states.
 
     Raises `InvalidInput` that names the field, the value and the limit.
     """
     if not isinstance(payload, dict):
-        raise InvalidInput(
-            f"input must be a JSON object, not {type(payload).__name__}", field="input"
-        )
+        raise InvalidInput(f"input must be a JSON object, not {_kind(payload)}", field="input")
     try:
         return GenerationRequest.model_validate(payload)
     except ValidationError as err:
-        raise _refusal(err) from None
+        raise refusal(err) from None
     except RecursionError:
         raise InvalidInput("input is nested too deeply", field="input") from None
-
-
-_SECRET_FIELDS = {"image", "image_url", "upload_url"}
-
-
-def _refusal(err: ValidationError) -> InvalidInput:
-    problems = err.errors(include_url=False)
-    fields = [".".join(str(part) for part in p["loc"])[:120] or "input" for p in problems]
-    lines = [_problem_text(f, p) for f, p in zip(fields, problems, strict=True)][:8]
-    return InvalidInput("; ".join(lines), field=fields[0])
-
-
-def _problem_text(field: str, problem: Any) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"{field} is not a field of a request"
-    if problem["type"] == "missing":
-        return f"{field} is missing"
-    if _SECRET_FIELDS & set(field.split(".")) or isinstance(problem["input"], dict):
-        return message if field == "input" else f"{field}: {message}"
-    return f"{field} is {_shown(problem['input'])}: {message}"
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def request_schema() -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Deadline:
         return self.remaining() == 0.0
 
 
+_LEAST_WAIT_S = 1e-3  # less is what asking takes
+
 # Rough shares of a job, so that progress moves evenly; only the order of magnitude matters.
 _WEIGHTS: dict[Stage, float] = {
     Stage.IMAGE: 2,
@@ -65,8 +67,14 @@ class JobScope:
     timings: dict[str, float] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds of named parts of stages; on a GPU they need `settle` to be more than launches."""
+    waits: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage's timing that went by waiting for another job."""
+    beside: dict[str, float] = field(default_factory=dict)
+    """Seconds of work on other threads beside the stages, by its name."""
     settle: Callable[[], None] | None = None
     """Waits for the device before a part's clock is read; a benchmark's, unset in a worker."""
+    parent: JobScope | None = None
+    """The job's own scope, of one that is `aside`."""
     weights: dict[Stage, float] = field(default_factory=lambda: dict(_WEIGHTS))
     """Each stage's share of the job's progress; finishes are of the job's own number."""
     _part_of_stage: tuple[float, float] = (0.0, 1.0)
@@ -80,7 +88,14 @@ class JobScope:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancelled.is_set() or (self.parent is not None and self.parent.cancelled)
+
+    def aside(self) -> JobScope:
+        """Return a scope for work on another thread beside a stage.
+
+        It ends with this one, or earlier by its own `cancel`; its progress is not told.
+        """
+        return JobScope(self.job_id, self.deadline, settle=self.settle, parent=self)
 
     @property
     def current(self) -> Stage | None:
@@ -90,7 +105,7 @@ class JobScope:
     def check(self) -> None:
         """Raise if the job has been stopped or its time is over."""
         where = f" during {self._stage}" if self._stage else ""
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise JobCancelled(f"the job was stopped{where}")
         if self.deadline.passed:
             raise DeadlineExceeded(f"the job's time was over{where}")
@@ -133,6 +148,20 @@ class JobScope:
             yield
         finally:
             self._part_of_stage = (0.0, 1.0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time that the context lasts as waiting for another job."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.note_wait(time.perf_counter() - started)
+
+    def note_wait(self, seconds: float) -> None:
+        """Count `seconds` of the current stage as waiting for another job."""
+        if self._stage is not None and seconds >= _LEAST_WAIT_S:
+            self.waits[self._stage] = self.waits.get(self._stage, 0.0) + seconds
 
     def _settled_clock(self) -> float:
         if self.settle is not None:

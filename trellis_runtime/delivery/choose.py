@@ -8,9 +8,12 @@ from typing import Any
 
 from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.files import MODEL
-from trellis_runtime.contract.request import Output
+from trellis_runtime.contract.request import GenerationRequest, Output
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.sizes import faces_within, least_glb_bytes
 from trellis_runtime.delivery.earlier import earlier_result
+from trellis_runtime.delivery.fetch import require_visitable
+from trellis_runtime.delivery.presigned import require_signature_usable
 from trellis_runtime.delivery.s3 import S3Store, callers_store, job_bucket, operators_store
 from trellis_runtime.delivery.storage import InlineStore, LocalStore, Store, UploadStore
 from trellis_runtime.errors import AnswerTooLarge, InvalidInput
@@ -53,11 +56,15 @@ class Delivery:
         )
 
     def require_possible(self, output: Output, scope: JobScope) -> None:
-        """Find out what can be known before anything is computed.
+        """Find out what can be known of the place before anything is computed.
 
         Raises `InvalidInput` for a delivery that cannot succeed, and `StorageFailed` or
-        `UrlRefused` for a job's own bucket that cannot be written, or whose links do not work.
+        `UrlRefused` for an address that cannot be used, and for a job's own bucket that cannot be
+        written, or whose links do not work.
         """
+        if output.upload_url is not None:
+            require_signature_usable(output.upload_url, output.upload_headers)
+            require_visitable(output.upload_url, self.fetch_limits, scope, "output.upload_url")
         if output.delivery == "url" and self._bucket_or_folder() is None:
             raise InvalidInput(
                 "output.delivery is 'url', and this worker has no bucket: set BUCKET_ENDPOINT_URL, "
@@ -69,6 +76,17 @@ class Delivery:
         bucket = self._bucket()
         if bucket is not None and output.upload_url is None and output.delivery != "inline":
             bucket.check_link(scope)
+
+    def require_fits(self, request: GenerationRequest, compressed: bool = False) -> None:
+        """Raise `AnswerTooLarge` where the answer itself is the only way for a model that will, by
+        what was asked, be too large for it; `compressed` geometry never is.
+        """
+        if compressed:
+            return
+        output, least = request.output, least_glb_bytes(request)
+        inline = output.delivery == "inline" or self._bucket_or_folder() is None
+        if output.upload_url is None and inline and self._bucket() is None:
+            self._require_room(least, "a model as asked (resolution, decimation_target) has about")
 
     def earlier_result(self, output: Output, scope: JobScope) -> GenerationResult | None:
         """Return what an earlier run of this job put into the bucket for the same request."""
@@ -83,19 +101,31 @@ class Delivery:
         Raises `AnswerTooLarge` when inline is the only way and they do not fit.
         """
         if output.upload_url is not None:
-            return UploadStore(output.upload_url, MODEL.name, self.fetch_limits)
+            return UploadStore(
+                output.upload_url, MODEL.name, self.fetch_limits, output.upload_headers
+            )
         if output.delivery != "inline" and (store := self._bucket_or_folder()):
             return store
-        room = self._inline_room()
-        if payload_bytes <= room:
-            return InlineStore()
-        if bucket := self._bucket():
+        if payload_bytes > self._inline_bytes and (bucket := self._bucket()):
             return bucket
+        self._require_room(payload_bytes, "the result has")
+        return InlineStore()
+
+    @property
+    def _inline_bytes(self) -> int:
+        """Bytes of files that fit into an answer, as base64."""
+        return int((self.limits.max_answer_bytes - _ANSWER_ROOM) * 3 / 4)
+
+    def _require_room(self, payload_bytes: int, what: str) -> None:
+        if payload_bytes <= self._inline_bytes:
+            return
+        faces = faces_within(self._inline_bytes)
         raise AnswerTooLarge(
-            f"the result has {payload_bytes} bytes; inline, the platform takes about "
-            f"{room}. Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or "
-            "output.upload_url, or ask for output.texture_format 'webp', output.compression "
-            "'draco', fewer finishes, or a smaller texture_size",
+            f"{what} {payload_bytes} bytes; inline, the platform takes about "
+            f"{self._inline_bytes}. Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or "
+            f"output.upload_url, or ask for a decimation_target well below {faces}, a smaller "
+            "texture_size, output.texture_format 'webp', output.compression 'draco', or fewer "
+            "finishes",
             field="output.delivery",
         )
 
@@ -105,11 +135,7 @@ class Delivery:
         None where delivery is not auto, or leads elsewhere than into the answer.
         """
         elsewhere = output.upload_url is not None or self._bucket_or_folder() is not None
-        return None if elsewhere or output.delivery != "auto" else self._inline_room() - others
-
-    def _inline_room(self) -> int:
-        """Return how many bytes of files fit an answer, as base64, beside its other fields."""
-        return int((self.limits.max_answer_bytes - _ANSWER_ROOM) * 3 / 4)
+        return None if elsewhere or output.delivery != "auto" else self._inline_bytes - others
 
     def _bucket_or_folder(self) -> Store | None:
         if bucket := self._bucket():

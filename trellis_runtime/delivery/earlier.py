@@ -12,6 +12,7 @@ it names is there with its size and checksum, the job is done.
 from __future__ import annotations
 
 import hashlib
+import json
 
 from pydantic import ValidationError
 
@@ -25,7 +26,8 @@ from trellis_runtime.logs import logger
 
 def fingerprint(request: GenerationRequest) -> str:
     """Return the SHA-256 of all that a caller asked: it tells nothing of it, and is kept."""
-    return hashlib.sha256(request.model_dump_json().encode("utf-8", "surrogatepass")).hexdigest()
+    # json escapes lone surrogates, which UTF-8 does not have and a caller's text may
+    return hashlib.sha256(json.dumps(request.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def earlier_result(store: S3Store, request: str, scope: JobScope) -> GenerationResult | None:

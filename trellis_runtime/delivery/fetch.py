@@ -7,31 +7,33 @@ one new check each, and what their answers carry is not read.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import re
+import ssl
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from trellis_runtime.contract.scope import Deadline, JobScope
-from trellis_runtime.delivery.guard import AddressRefused, guarded_pools, is_public
-from trellis_runtime.delivery.unpack import read_at_most
+from trellis_runtime.delivery.guard import AddressRefused, Guard, guarded_pools, is_public
+from trellis_runtime.delivery.tries import ATTEMPTS, is_transient, retried
+from trellis_runtime.delivery.unpack import EncodingRefused, read_at_most
 from trellis_runtime.errors import FetchFailed, StorageFailed, UrlRefused, WorkerError
 from trellis_runtime.settings import FetchLimits
 
-__all__ = ["Answer", "exchange", "fetch", "head", "host_of", "is_public", "retried", "upload"]
+__all__ = [
+    "Answer", "exchange", "fetch", "host_of", "is_public", "require_visitable", "store_code",
+    "upload",
+]  # fmt: skip
 
 _USER_AGENT = "trellis-runtime"
-_UPLOAD_ATTEMPTS = 3
 _ANSWER_BYTES = 16 * 1024
 """How much of an answer to a PUT is read: enough for a store's error code."""
 
-_TRANSIENT = (408, 425, 429)
-T = TypeVar("T")
+_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,32 @@ class Answer:
 
     @property
     def transient(self) -> bool:
-        """Whether the same request may be answered otherwise in a moment."""
-        return self.status >= 500 or self.status in _TRANSIENT
+        return is_transient(self.status)
+
+
+def store_code(body: bytes) -> str:
+    """Return the code of an error as S3, Google Cloud Storage and Azure write it, in brackets.
+
+    Empty where the body has none: other words of a server's could be anything.
+    """
+    found = _CODE.search(body)
+    return f" ({found.group(1).decode()})" if found else ""
 
 
 def fetch(url: str, max_bytes: int, limits: FetchLimits, scope: JobScope) -> bytes:
-    """Return the body at `url`.
+    """Return the body at `url`; a failure that may pass is tried again, twice, in the same time.
 
     Raises `UrlRefused` for an address that is not public, too many redirects or a body over
     `max_bytes`; `FetchFailed` when the server errs or time is up.
     """
     deadline = _deadline(limits, scope)
+    return retried(lambda: _fetch_once(url, max_bytes, limits, deadline, scope), ATTEMPTS, scope,
+                   deadline)  # fmt: skip
+
+
+def _fetch_once(
+    url: str, max_bytes: int, limits: FetchLimits, deadline: Deadline, scope: JobScope
+) -> bytes:
     with (
         _network_errors(deadline, scope, FetchFailed),
         guarded_pools(limits, deadline, lambda: scope.cancelled) as pools,
@@ -73,7 +90,12 @@ def fetch(url: str, max_bytes: int, limits: FetchLimits, scope: JobScope) -> byt
 
 def _wanted_body(response: BaseHTTPResponse, host: str, max_bytes: int) -> bytes:
     if response.status >= 400:
-        raise FetchFailed(f"the server at {host} answered {response.status}", field="image_url")
+        start, _ = read_at_most(response, _ANSWER_BYTES)
+        raise FetchFailed(
+            f"the server at {host} answered {response.status}{store_code(start)}",
+            field="image_url",
+            retryable=is_transient(response.status),
+        )
     stated = response.headers.get("Content-Length", "")
     if not (stated.isdigit() and int(stated) > max_bytes):
         body, more = read_at_most(response, max_bytes)
@@ -102,53 +124,37 @@ def _follow(
 def upload(
     url: str,
     body: bytes,
-    content_type: str,
+    headers: Mapping[str, str],
     limits: FetchLimits,
     scope: JobScope,
     field: str = "output.upload_url",
 ) -> None:
     """PUT `body` to the caller's presigned `url`, under the same rules; redirects are refused.
 
-    A failure of the network, 408, 425, 429 or a 5xx answer is tried again, twice. Raises
-    `UrlRefused` or `StorageFailed`.
+    `headers` are the caller's own; a signature may cover them, so no others are sent. A failure of
+    the network, 408, 425, 429 or a 5xx answer is tried again, twice. Raises `UrlRefused` or
+    `StorageFailed`.
     """
-    headers = {"Content-Type": content_type}
 
     def put() -> Answer:
         return _required("PUT", url, limits, scope, field=field, headers=headers, body=body)
 
-    retried(put, _UPLOAD_ATTEMPTS, scope)
+    retried(put, ATTEMPTS, scope)
 
 
-def head(url: str, limits: FetchLimits, scope: JobScope, field: str) -> Mapping[str, str]:
-    """Return the headers of a HEAD at the caller's `url`; raises as `upload` does."""
-    return retried(
-        lambda: _required("HEAD", url, limits, scope, field=field), _UPLOAD_ATTEMPTS, scope
-    ).headers
+def require_visitable(url: str, limits: FetchLimits, scope: JobScope, field: str) -> None:
+    """Look the host of `url` up without visiting it.
 
-
-def retried(call: Callable[[], T], attempts: int, scope: JobScope) -> T:
-    """Return what `call` returns, tried again after a `StorageFailed` that may pass.
-
-    Waits 1, 2, 4 ... 8 seconds in between, no longer than the job has, and not when it is stopped.
+    Raises `UrlRefused` where it is not public, and `StorageFailed` where it has no address.
     """
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except StorageFailed as err:
-            if attempt == attempts or not err.details.pop("transient", False):
-                err.details.pop("transient", None)
-                raise
-        _pause(min(8.0, 2.0 ** (attempt - 1)), scope)
-    raise AssertionError  # the last attempt returns or raises
+    deadline = _deadline(limits, scope)
 
+    def look_up() -> None:
+        with _network_errors(deadline, scope, StorageFailed, field):
+            guard = Guard(limits, deadline, lambda: scope.cancelled)
+            guard.look_up(host_of(url), urlsplit(url).port or 443)
 
-def _pause(seconds: float, scope: JobScope) -> None:
-    until = Deadline.after(min(seconds, scope.deadline.remaining()))
-    while not until.passed:
-        scope.check()
-        time.sleep(min(0.1, until.remaining()))
-    scope.check()
+    retried(look_up, ATTEMPTS, scope, deadline)
 
 
 def exchange(
@@ -164,8 +170,7 @@ def exchange(
 ) -> Answer:
     """Send one request and return its answer, whatever its status, with `read` bytes of its body.
 
-    Redirects are not followed. Raises `UrlRefused`, or `StorageFailed` (its details say
-    `transient`) where the network fails.
+    Redirects are not followed. Raises `UrlRefused`, or `StorageFailed` where the network fails.
     """
     deadline = _deadline(limits, scope)
     with (
@@ -190,11 +195,13 @@ def _required(
 ) -> Answer:
     answer = exchange(method, url, limits, scope, field=field, headers=headers, body=body)
     if not answer.ok:
-        raise StorageFailed(
-            f"{host_of(url)} answered {answer.status} to {method}",
+        err = StorageFailed(
+            f"{host_of(url)} answered {answer.status}{store_code(answer.body)} to {method}",
             field=field,
-            details={"transient": answer.transient},
+            retryable=answer.transient,
         )
+        err.answered = answer.status
+        raise err
     return answer
 
 
@@ -250,8 +257,8 @@ def _network_errors(
         if isinstance(root, AddressRefused):
             raise UrlRefused(str(root), field=field) from None
         why = "took too long" if deadline.passed else f"failed ({type(root).__name__})"
-        details = {"transient": True} if leaf is StorageFailed else {}
-        raise leaf(f"the transfer of {field} {why}", field=field, details=details) from None
+        may_pass = not isinstance(root, ssl.SSLCertVerificationError | EncodingRefused)
+        raise leaf(f"the transfer of {field} {why}", field=field, retryable=may_pass) from None
 
 
 def _root(err: BaseException) -> BaseException:

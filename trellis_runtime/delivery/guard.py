@@ -94,11 +94,7 @@ class Guard:
 
         Raises `AddressRefused`, or `OSError` when none answers in its share of the time.
         """
-        infos = self._resolve(host, port)
-        for info in infos:
-            address = ipaddress.ip_address(str(info[4][0]).split("%")[0])
-            if not is_public(address, self.limits):
-                raise AddressRefused(f"{host} leads to {address}, which is not a public address")
+        infos = self.look_up(host, port)
         failure: OSError = OSError("no address")
         tried = infos[:_MOST_ADDRESSES]
         for number, (family, kind, proto, _, where) in enumerate(tried):
@@ -115,6 +111,15 @@ class Guard:
             self._watch(sock)
             return sock
         raise failure
+
+    def look_up(self, host: str, port: int) -> list[Any]:
+        """Resolve `host`; raises `AddressRefused` unless every address of it may be visited."""
+        infos = self._resolve(host, port)
+        for info in infos:
+            address = ipaddress.ip_address(str(info[4][0]).split("%")[0])
+            if not is_public(address, self.limits):
+                raise AddressRefused(f"{host} leads to {address}, which is not a public address")
+        return infos
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -136,7 +141,7 @@ class Guard:
         if not _LOOKUPS.acquire(timeout=self._seconds()):
             raise TimeoutError
 
-        def look_up() -> None:
+        def ask() -> None:
             try:
                 answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             except Exception as err:  # noqa: BLE001 - it belongs to whoever waits for the answer
@@ -144,7 +149,7 @@ class Guard:
             finally:
                 _LOOKUPS.release()
 
-        threading.Thread(target=look_up, name="resolve", daemon=True).start()
+        threading.Thread(target=ask, name="resolve", daemon=True).start()
         return answer.result(timeout=self._seconds())
 
     def _watch(self, sock: socket.socket) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 
 from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.scope import Deadline, JobScope
-from trellis_runtime.delivery.fetch import Answer
+from trellis_runtime.delivery.fetch import Answer, store_code
 from trellis_runtime.delivery.s3_client import Access, S3Client, settled
 from trellis_runtime.delivery.storage import folder_of
 from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed, UrlRefused
@@ -30,6 +31,8 @@ from trellis_runtime.settings import Bucket, FetchLimits
 
 _SETTLE_S = 20.0
 """Seconds for looking after objects when a job has failed: its own time may be over."""
+
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # as lenient as boto3
 
 _UNKNOWABLE = (401, 403, 405, 501)
 """What a store answers to HEAD where the key may only write, or the call is not known."""
@@ -87,7 +90,7 @@ class S3Store:
                 if self._is_ours(tried, self._client.head(tried.key, scope)):
                     self._client.delete(tried.key, scope)
             except StorageFailed as err:
-                if err.status != 404:
+                if err.answered != 404:
                     logger().warning("discard_failed", key=tried.key, reason=err.message)
         self._tried.clear()
 
@@ -111,7 +114,7 @@ class S3Store:
         try:
             data, metadata = self._client.get(self.key_of(name), scope)
         except StorageFailed as err:
-            if err.status == 404 or err.status in _UNKNOWABLE:
+            if err.answered == 404 or err.answered in _UNKNOWABLE:
                 return None
             raise
         return data, metadata.get("request", "")
@@ -123,7 +126,7 @@ class S3Store:
         try:
             found = self._client.head(artifact.key, scope)
         except StorageFailed as err:
-            if err.status == 404 or err.status in _UNKNOWABLE:
+            if err.answered == 404 or err.answered in _UNKNOWABLE:
                 return False
             raise
         sha256 = found.get("Metadata", {}).get("sha256")
@@ -168,7 +171,7 @@ class S3Store:
             self._client.head(key, scope)
         except StorageFailed as err:
             scope.check()
-            return False if err.status == 404 else None
+            return False if err.answered == 404 else None
         return True
 
     def _arrived(self, tried: _Tried) -> bool:
@@ -187,7 +190,7 @@ class S3Store:
         try:
             found = self._client.head(tried.key, scope)
         except StorageFailed as err:
-            if err.status in _UNKNOWABLE:
+            if err.answered in _UNKNOWABLE:
                 return  # Content-MD5 and the ETag have told the same
             raise _about(tried.name, err) from None
         sha256 = found.get("Metadata", {}).get("sha256")
@@ -195,7 +198,9 @@ class S3Store:
 
 
 def _about(name: str, err: StorageFailed) -> StorageFailed:
-    return StorageFailed(f"{name} was not delivered: {err.message}", field=err.field)
+    return StorageFailed(
+        f"{name} was not delivered: {err.message}", field=err.field, retryable=err.retryable
+    )
 
 
 def _require_read_back(answer: Answer, token: bytes, link: str) -> None:
@@ -203,20 +208,15 @@ def _require_read_back(answer: Answer, token: bytes, link: str) -> None:
     if answer.status != 200:
         raise StorageFailed(
             f"the link that a caller would get (at {host}) answered {answer.status} to GET"
-            f"{_code_in(answer.body)}; the key must be allowed to read, or BUCKET_PUBLIC_BASE_URL "
-            "must lead to the bucket"
+            f"{store_code(answer.body)}; the key must be allowed to read, or "
+            "BUCKET_PUBLIC_BASE_URL must lead to the bucket",
+            retryable=answer.transient,
         )
     if answer.body != token:
         raise StorageFailed(
-            f"the link that a caller would get (at {host}) gives something else than was written"
+            f"the link that a caller would get (at {host}) gives something else than was written",
+            retryable=False,
         )
-
-
-def _code_in(body: bytes) -> str:
-    """Return an S3 error's code, in brackets."""
-    _, found, rest = body.partition(b"<Code>")
-    code = rest.split(b"<", 1)[0].decode("ascii", "replace") if found else ""
-    return f" ({code})" if code.isalnum() and len(code) <= 60 else ""
 
 
 def job_bucket(config: Any, defaults: Bucket) -> Bucket:
@@ -235,6 +235,10 @@ def job_bucket(config: Any, defaults: Bucket) -> Bucket:
     absent = [n for n in names if not isinstance(config.get(n), str) or not config[n].strip()]
     if absent:
         raise InvalidInput(f"s3Config lacks {', '.join(absent)}", field=f"s3Config.{absent[0]}")
+    if not _BUCKET_NAME.fullmatch(config["bucketName"].strip()):
+        raise InvalidInput(
+            "s3Config.bucketName is no name of a bucket", field="s3Config.bucketName"
+        )
     region = config.get("region")
     if region is not None and not isinstance(region, str):
         raise InvalidInput("s3Config.region is not a text", field="s3Config.region")
@@ -257,7 +261,7 @@ def operators_store(bucket: Bucket, job_id: str, request: str = "") -> S3Store:
     try:
         return S3Store(S3Client(bucket, Access.of_operator(bucket)), job_id, request)
     except ValueError as err:
-        raise StorageFailed(f"BUCKET_ENDPOINT_URL: {err}") from None
+        raise StorageFailed(f"BUCKET_ENDPOINT_URL: {err}", retryable=False) from None
 
 
 def callers_store(bucket: Bucket, job_id: str, request: str, limits: FetchLimits) -> S3Store:

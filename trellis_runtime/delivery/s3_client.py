@@ -22,7 +22,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
 
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.delivery.fetch import Answer, exchange, retried
+from trellis_runtime.delivery.fetch import Answer, exchange
+from trellis_runtime.delivery.tries import is_transient, retried
 from trellis_runtime.errors import StorageFailed
 from trellis_runtime.settings import Bucket, FetchLimits
 
@@ -51,11 +52,9 @@ _TAKES_BUCKET_IN_HOST = re.compile(
 def refusal(call: str, status: int, code: str, field: str | None) -> StorageFailed:
     """Return the error for a call that the store answered with one."""
     said = f"{status} ({code})" if code and not _NO_WORDS.fullmatch(code) else str(status)
-    transient = status >= 500 or status in (408, 429) or code in _TRANSIENT_CODES
-    err = StorageFailed(
-        f"the bucket answered {said} to {call}", field=field, details={"transient": transient}
-    )
-    err.status = status
+    transient = is_transient(status) or code in _TRANSIENT_CODES
+    err = StorageFailed(f"the bucket answered {said} to {call}", field=field, retryable=transient)
+    err.answered = status
     return err
 
 
@@ -140,10 +139,11 @@ class S3Client:
             except ClientError as err:
                 if last or not self._moved(before):
                     raise self._refusal(name, err) from None
-            except BotoCoreError as err:
+            except BotoCoreError as err:  # a name that no bucket has, for one
                 raise StorageFailed(
                     f"the bucket's {_verb(name)} could not be sent ({type(err).__name__})",
                     field=self._access.field,
+                    retryable=False,
                 ) from None
             else:
                 self._moved(before)
@@ -185,7 +185,7 @@ class S3Client:
             )
         except (ValueError, BotoCoreError):
             raise StorageFailed(
-                "the bucket's endpoint is not usable", field=self._access.field
+                "the bucket's endpoint is not usable", field=self._access.field, retryable=False
             ) from None
         client.meta.events.register("before-send.s3", self._send)
         return client

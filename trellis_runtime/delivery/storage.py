@@ -12,12 +12,14 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import upload
+from trellis_runtime.delivery.presigned import may_have_signed_type, put_headers
 from trellis_runtime.errors import StorageFailed
 from trellis_runtime.settings import FetchLimits
 
@@ -97,8 +99,12 @@ class InlineStore:
 class UploadStore:
     """The presigned URL that the caller gave, for the model; smaller files go inline."""
 
-    def __init__(self, url: str, model_name: str, limits: FetchLimits) -> None:
+    def __init__(
+        self, url: str, model_name: str, limits: FetchLimits, headers: Mapping[str, str]
+    ) -> None:
+        """`headers` are what the caller wants sent with the model."""
         self._url = url
+        self._headers = headers
         self._model_name = model_name
         self._limits = limits
         self._inline = InlineStore()
@@ -106,7 +112,14 @@ class UploadStore:
     def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
         if name != self._model_name:
             return self._inline.put(name, data, content_type, scope)
-        upload(self._url, data, content_type, self._limits, scope)
+        headers = put_headers(self._url, content_type, self._headers)
+        try:
+            upload(self._url, data, headers, self._limits, scope)
+        except StorageFailed as err:
+            if err.answered != 403 or not may_have_signed_type(self._url, headers):
+                raise
+            headers["Content-Type"] = content_type
+            upload(self._url, data, headers, self._limits, scope)
         shown = self._url.split("?", 1)[0].split("#", 1)[0]  # the signature stays the caller's
         return Artifact.model_validate(describe(data, content_type) | {"url": shown})
 

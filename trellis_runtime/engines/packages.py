@@ -6,4 +6,7 @@ UPSTREAM_PACKAGES = ("trellis2", "o_voxel", "cumesh", "flex_gemm", "nvdiffrast")
 """Upstream's own code and its extensions."""
 
 GPU_PACKAGES = ("torch", *UPSTREAM_PACKAGES)
-"""What a machine must have for the GPU engine."""
+"""All that belongs to the GPU engine and its upstream; benchmarks run upstream's own bake."""
+
+NEEDED_PACKAGES = ("torch", "trellis2", "o_voxel", "flex_gemm")
+"""What a machine must have for the GPU engine: the bake is ours, without CuMesh and nvdiffrast."""

@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -15,15 +14,21 @@ from fastapi.staticfiles import StaticFiles
 
 from trellis_runtime import __version__
 from trellis_runtime.contract.engine import Engine
+from trellis_runtime.errors import SetupFailed, Unhealthy
 from trellis_runtime.server.guards import (
-    ERROR_RESPONSE,
     add_guards,
     answer_response,
     error_response,
     held_room,
     read_payload,
 )
-from trellis_runtime.server.openapi import REQUEST_BODY, describe_request
+from trellis_runtime.server.openapi import (
+    HEALTH_RESPONSE,
+    REQUEST_BODY,
+    RESULT_RESPONSE,
+    describe,
+    errors_with,
+)
 from trellis_runtime.server.routes_jobs import add_job_routes
 from trellis_runtime.server.served import Served
 from trellis_runtime.settings import Settings
@@ -59,9 +64,11 @@ def create_app(
         version=__version__,
         description="One image in, one textured PBR GLB out.",
         lifespan=lifespan,
-        responses={400: ERROR_RESPONSE, 401: ERROR_RESPONSE, 503: ERROR_RESPONSE},
+        responses=errors_with(400, 401, 403, 503),
+        docs_url=None,  # FastAPI's own pages load theirs from elsewhere
+        redoc_url=None,
     )
-    describe_request(app)
+    describe(app)
     add_guards(app, served)
     _add_platform(app, served)
     add_job_routes(app, served)
@@ -81,13 +88,13 @@ def _add_platform(app: FastAPI, served: Served) -> None:
     async def ping() -> Response:
         """Say whether this worker takes jobs: 200 ready, 204 starting, 503 not any more."""
         if reason := served.unhealthy():
-            code = "setup_failed" if served.failure is not None else "unhealthy"
-            return error_response(503, code, reason)
+            leaf = SetupFailed if served.failure is not None else Unhealthy
+            return error_response(leaf(reason))
         if served.worker is None:
             return Response(status_code=204)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/health")
+    @app.get("/health", responses={200: HEALTH_RESPONSE})
     async def health() -> Response:
         """Answer what this worker is and has, within ten seconds."""
         worker, _ = served.ready()
@@ -101,9 +108,9 @@ def _add_platform(app: FastAPI, served: Served) -> None:
         """Answer Prometheus."""
         return Response(served.metrics.page(served.worker), media_type="text/plain; version=0.0.4")
 
-    failures: dict[int | str, Any] = dict.fromkeys((413, 422, 429, 502, 504), ERROR_RESPONSE)
+    told = errors_with(408, 409, 411, 413, 422, 429, 500, 502, 504) | {200: RESULT_RESPONSE}
 
-    @app.post("/generate", openapi_extra=REQUEST_BODY, responses=failures)
+    @app.post("/generate", openapi_extra=REQUEST_BODY, responses=told)
     async def generate(request: Request) -> Response:
         """Run one job and answer when it is done."""
         worker, jobs = served.ready()

@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 
-from trellis_runtime.errors import FetchFailed, InvalidInput
+from trellis_runtime.errors import EndpointFailed, InvalidInput
 
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JOB = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -32,7 +32,7 @@ class Endpoint:
         """Submit a job; returns the platform's id for it."""
         job_id = self._call("POST", "run", {"input": payload}).get("id")
         if not isinstance(job_id, str) or not _JOB.fullmatch(job_id):
-            raise FetchFailed("the endpoint took the job and named no id for it")
+            raise EndpointFailed("the endpoint took the job and named no id for it")
         return job_id
 
     def status(self, job_id: str) -> dict[str, Any]:
@@ -42,12 +42,13 @@ class Endpoint:
         state = _STATES.get(str(told.get("status")), "running")
         update = output if isinstance(output, dict) and state == "running" else {}
         if state == "failed" and not isinstance(output, dict):
-            output = {"error": str(told.get("error") or "the job failed"), "code": "endpoint"}
+            output = EndpointFailed(str(told.get("error") or "the job failed")).to_wire(job_id)
+        if (
+            state == "failed" and isinstance(output, dict) and "error" not in output
+        ):  # the platform moves it out of the output
+            output = output | {"error": str(told.get("error") or "the job failed")}
         if state == "done" and not isinstance(output, dict):
-            output = {
-                "error": "the endpoint completed the job without a result",
-                "code": "endpoint",
-            }
+            output = EndpointFailed("the job was completed without a result").to_wire(job_id)
         if state == "done" and isinstance(output, dict) and "error" in output:
             state = "failed"
         return {
@@ -73,15 +74,15 @@ class Endpoint:
                 allow_redirects=False,
             )
         except requests.RequestException as err:
-            raise FetchFailed(f"the endpoint cannot be reached ({type(err).__name__})") from None
+            raise EndpointFailed(f"the endpoint cannot be reached ({type(err).__name__})") from None
         if answer.status_code != 200:
-            raise FetchFailed(f"the endpoint answered {answer.status_code}")
+            raise EndpointFailed(f"the endpoint answered {answer.status_code}")
         try:
             told = answer.json()
         except ValueError:
-            raise FetchFailed("the endpoint answered no JSON") from None
+            raise EndpointFailed("the endpoint answered no JSON") from None
         if not isinstance(told, dict):
-            raise FetchFailed("the endpoint answered no JSON object")
+            raise EndpointFailed("the endpoint answered no JSON object")
         return told
 
 

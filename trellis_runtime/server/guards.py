@@ -17,26 +17,41 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from trellis_runtime.contract.refusals import words_of
+from trellis_runtime.contract.reports import failures
 from trellis_runtime.contract.request import parse_request
-from trellis_runtime.errors import Fault, InvalidInput, WorkerError
+from trellis_runtime.errors import (
+    BodyLate,
+    BodyTooLarge,
+    EndpointFailed,
+    ForeignPage,
+    InvalidInput,
+    LengthRequired,
+    MethodNotAllowed,
+    NotFound,
+    Unauthorized,
+    WorkerBusy,
+    WorkerError,
+    WorkerStarting,
+)
 from trellis_runtime.server.served import Served
 from trellis_runtime.worker.worker import Worker
 
 RETRY_AFTER_S = 5
 BODY_S = 60.0
 
-_RETRYABLE = (408, 429, 503)
-_OPEN_PATHS = ("/ping", "/static/")
-_STATUS = {
-    "worker_busy": 429,
-    "deadline_exceeded": 504,
-    "cancelled": 409,
-    Fault.CALLER: 400,
-    Fault.MODEL: 422,
-    Fault.OUTSIDE: 502,
-    Fault.WORKER: 503,
+_OPEN_PATHS = ("/ping", "/static/", "/docs", "/openapi.json")  # these tell nothing of a job
+_LEAVES = {leaf.code: leaf for leaf in failures()}
+_BY_STATUS: dict[int, type[WorkerError]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    408: BodyLate,
+    413: BodyTooLarge,
+    429: WorkerBusy,
+    503: WorkerStarting,
 }
-_FAULTS = {leaf.code: leaf.fault for leaf in WorkerError.__subclasses__()}
+"""What Starlette raises by its status alone."""
+
 _HEADERS = {
     # Nothing is loaded from elsewhere; model-viewer draws on a canvas and reads blobs of its own.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
@@ -44,24 +59,6 @@ _HEADERS = {
     "script-src 'self' 'wasm-unsafe-eval'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-}
-ERROR_RESPONSE = {
-    "description": "What went wrong, with its code and field",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error", "code", "retryable", "job_id", "field"],
-                "properties": {
-                    "error": {"type": "string"},
-                    "code": {"type": "string"},
-                    "retryable": {"type": "boolean"},
-                    "job_id": {"type": "string"},
-                    "field": {"type": ["string", "null"]},
-                },
-            }
-        }
-    },
 }
 
 
@@ -72,19 +69,17 @@ def add_guards(app: FastAPI, served: Served) -> None:  # noqa: C901 - four small
     async def guard(request: Request, proceed: Any) -> Response:
         path = request.scope["path"]  # not request.url, which is made of the Host header
         if path != "/ping" and (refusal := foreign(request, served.hosts)):
-            return error_response(403, "foreign_page", refusal)
+            return error_response(ForeignPage(refusal))
         guarded = served.token and path != "/" and not path.startswith(_OPEN_PATHS)
         if guarded and not _has_token(request, served.token):
-            message = "a token is needed: Authorization: Bearer ..."
-            return error_response(401, "unauthorized", message)
+            needed = Unauthorized("a token is needed: Authorization: Bearer ...")
+            return error_response(needed, headers={"WWW-Authenticate": "Bearer"})
         if "transfer-encoding" in request.headers:  # a body of no stated length has no bound
-            return error_response(
-                411, "length_required", "the body must come with its Content-Length"
-            )
+            return error_response(LengthRequired("the body must come with its Content-Length"))
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > served.max_body:
             message = f"the body has {length} bytes; the limit is {served.max_body}"
-            return error_response(413, "body_too_large", message)
+            return error_response(BodyTooLarge(message))
         response: Response = await proceed(request)
         response.headers.update(_HEADERS)
         return response
@@ -94,18 +89,19 @@ def add_guards(app: FastAPI, served: Served) -> None:  # noqa: C901 - four small
         headers = err.headers
         if err.status_code == 405:  # Starlette names the methods of one route of a path only
             headers = {"Allow": ", ".join(sorted(_methods(app, request)))}
-        return error_response(err.status_code, f"http_{err.status_code}", str(err.detail), headers)
+        leaf = _BY_STATUS.get(err.status_code, InvalidInput)
+        return error_response(leaf(str(err.detail)), status=err.status_code, headers=headers)
 
     @app.exception_handler(WorkerError)
     async def failed(_request: Request, err: WorkerError) -> Response:
-        return answer_response(err.to_wire(""))
+        return error_response(err)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, err: RequestValidationError) -> Response:
         first = err.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{field or 'the body'}: {first['msg']}"
-        return error_response(400, "invalid_input", message, field=field or None)
+        message = f"{field or 'the body'} {words_of(first)}"
+        return error_response(InvalidInput(message, field=field or None))
 
 
 async def read_payload(request: Request, served: Served) -> dict[str, Any]:
@@ -116,7 +112,7 @@ async def read_payload(request: Request, served: Served) -> dict[str, Any]:
     try:
         raw = await asyncio.wait_for(request.body(), BODY_S)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {BODY_S:g} s") from None
+        raise BodyLate(f"the body did not arrive within {BODY_S:g} s") from None
     served.metrics.received(len(raw))
     try:
         payload = json.loads(raw)
@@ -142,10 +138,8 @@ def held_room(worker: Worker, served: Served) -> Iterator[None]:
 def require_room(worker: Worker, reading: int = 0) -> None:
     """Raise 429 where the worker and its queue are full, bodies that are read counted."""
     if worker.admission.in_hand + reading >= worker.settings.jobs.room:
-        raise HTTPException(
-            429,
-            f"{worker.admission.in_hand} jobs are in hand; try again in {RETRY_AFTER_S} s",
-            headers={"Retry-After": str(RETRY_AFTER_S)},
+        raise WorkerBusy(
+            f"{worker.admission.in_hand} jobs are in hand; try again in {RETRY_AFTER_S} s"
         )
 
 
@@ -161,24 +155,18 @@ def answer_response(answer: dict[str, Any]) -> Response:
     """Return the worker's answer with the status that its code stands for."""
     if "error" not in answer:
         return JSONResponse(answer)
-    code = answer["code"]
-    status = _STATUS.get(code) or _STATUS.get(_FAULTS.get(code, ""), 500)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
-    return JSONResponse(answer, status_code=status, headers=headers)
+    leaf = _LEAVES.get(str(answer.get("code")), EndpointFailed)
+    return JSONResponse(answer, status_code=leaf.status, headers=_headers_of(leaf))
 
 
-def error_response(
-    status: int, code: str, message: str, headers: Any = None, field: str | None = None
-) -> Response:
+def error_response(err: WorkerError, *, status: int | None = None, headers: Any = None) -> Response:
     """Return a refusal of the server's own, with the keys that the worker's have."""
-    told = {
-        "error": f"{code}: {message}",
-        "code": code,
-        "retryable": status in _RETRYABLE,
-        "job_id": "",
-        "field": field,
-    }
-    return JSONResponse(told, status_code=status, headers=headers)
+    told = dict(headers or {}) | _headers_of(type(err))
+    return JSONResponse(err.to_wire(""), status_code=status or err.status, headers=told)
+
+
+def _headers_of(leaf: type[WorkerError]) -> dict[str, str]:
+    return {"Retry-After": str(RETRY_AFTER_S)} if leaf.status == WorkerBusy.status else {}
 
 
 def foreign(request: Request, hosts: frozenset[str] | None) -> str | None:

@@ -24,7 +24,7 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import LocalStore, folder_of
-from trellis_runtime.errors import FetchFailed, InternalError, WorkerBusy, WorkerError
+from trellis_runtime.errors import EndpointFailed, InternalError, WorkerBusy, WorkerError
 from trellis_runtime.logs import logger
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.worker.worker import Worker
@@ -215,12 +215,12 @@ class Jobs:
         return job.answer
 
     async def _until_ended(self, job: Job, endpoint: Endpoint, remote_id: str) -> dict[str, Any]:
-        """Poll until the job has ended there; raises `FetchFailed` after too long a silence."""
+        """Poll until the job has ended there; raises `EndpointFailed` after too long a silence."""
         heard = time.monotonic()
         while True:
             try:
                 view = await self._on_thread(endpoint.status, remote_id)
-            except FetchFailed:  # a proxy's 502, say: the job runs on, and costs
+            except EndpointFailed:  # a proxy's 502, say: the job runs on, and costs
                 if time.monotonic() - heard > self._worker.settings.remote.silence_s:
                     raise
             else:
@@ -235,7 +235,7 @@ class Jobs:
         with suppress(WorkerError):
             remote_id = await submitting
             for _ in range(_CANCEL_TRIES):
-                with suppress(FetchFailed):
+                with suppress(EndpointFailed):
                     await self._on_thread(endpoint.cancel, remote_id)
                     return
                 await asyncio.sleep(_POLL_S)
@@ -252,7 +252,7 @@ class Jobs:
         scope = JobScope(job.id)
         for name, artifact in files_told(answer):
             if file_called(name) is None:
-                raise FetchFailed("the endpoint's answer has a file with a name of another kind")
+                raise EndpointFailed("the endpoint's answer has a file with a name of another kind")
             if artifact.get("base64"):
                 data = base64.b64decode(artifact.pop("base64"))
             else:
@@ -310,7 +310,9 @@ def _reported(err: Exception) -> WorkerError:
     if isinstance(err, WorkerError):
         return err
     if isinstance(err, TimeoutError):
-        return FetchFailed("the endpoint did not end the job in time (TRELLIS2_ENDPOINT_TIMEOUT_S)")
+        return EndpointFailed(
+            "the endpoint did not end the job in time (TRELLIS2_ENDPOINT_TIMEOUT_S)"
+        )
     logger().error("endpoint_failed", exc_info=err)
     return InternalError("the endpoint's answer cannot be used; see this server's log")
 

@@ -12,20 +12,17 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException
 
 from trellis_runtime.assets.glb_reader import read_textures
 from trellis_runtime.contract.files import MODEL, file_called
-from trellis_runtime.errors import InvalidInput
+from trellis_runtime.errors import InvalidInput, NotFound, NotRunning
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
-    ERROR_RESPONSE,
-    error_response,
     held_room,
     read_payload,
 )
 from trellis_runtime.server.jobs import Jobs
-from trellis_runtime.server.openapi import REQUEST_BODY
+from trellis_runtime.server.openapi import JOB_RESPONSE, REQUEST_BODY, errors_with
 from trellis_runtime.server.served import Served
 from trellis_runtime.worker.worker import Worker
 
@@ -48,7 +45,7 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
         "/jobs",
         status_code=202,
         openapi_extra=REQUEST_BODY,
-        responses={413: ERROR_RESPONSE, 429: ERROR_RESPONSE},
+        responses=errors_with(408, 411, 413, 429, 502) | {202: JOB_RESPONSE},
     )
     async def submit(
         request: Request,
@@ -66,13 +63,13 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
         job, _ = jobs.submit(payload, remote)
         return JSONResponse(job.view(), status_code=202)
 
-    @app.post("/jobs/{job_id}/cancel", responses={404: ERROR_RESPONSE, 409: ERROR_RESPONSE})
+    @app.post("/jobs/{job_id}/cancel", responses=errors_with(404, 409) | {200: JOB_RESPONSE})
     async def cancel(job_id: JobId) -> Response:
         """Stop a running job; the answer comes once it has left the GPU."""
         _, jobs = served.ready()
         _found(jobs.find(job_id))
         if not await jobs.cancel(job_id):
-            return error_response(409, "not_running", f"job {job_id} is not running")
+            raise NotRunning(f"job {job_id} is not running")
         return JSONResponse(_found(jobs.find(job_id)))
 
 
@@ -85,13 +82,13 @@ def _add_views(app: FastAPI, served: Served) -> None:
         _, jobs = served.ready()
         return JSONResponse(await asyncio.to_thread(jobs.history))
 
-    @app.get("/jobs/{job_id}", responses={404: ERROR_RESPONSE})
+    @app.get("/jobs/{job_id}", responses=errors_with(404) | {200: JOB_RESPONSE})
     async def show(job_id: JobId) -> Response:
         """Answer what is known of a job."""
         _, jobs = served.ready()
         return JSONResponse(_found(jobs.find(job_id)))
 
-    @app.get("/jobs/{job_id}/events", responses={404: ERROR_RESPONSE})
+    @app.get("/jobs/{job_id}/events", responses=errors_with(404))
     async def events(job_id: JobId) -> Response:
         """Stream a job's progress as server-sent events; the last one holds its answer."""
         _, jobs = served.ready()
@@ -103,29 +100,27 @@ def _add_views(app: FastAPI, served: Served) -> None:
 def _add_files(app: FastAPI, served: Served) -> None:
     """Add what sends a job's files, and its model's maps as pictures."""
 
-    @app.get(
-        "/jobs/{job_id}/files/{name}", responses={404: ERROR_RESPONSE}, response_class=FileResponse
-    )
+    @app.get("/jobs/{job_id}/files/{name}", responses=errors_with(404), response_class=FileResponse)
     async def file(job_id: JobId, name: str) -> Response:
         """Send one of a job's files."""
         _, jobs = served.ready()
         path = jobs.folder(job_id) / name
         kept = file_called(name)
         if kept is None or not path.is_file():
-            raise HTTPException(404, f"job {job_id} has no file {name!r} here")
+            raise NotFound(f"job {job_id} has no file {name!r} here")
         return FileResponse(path, media_type=kept.content_type, filename=f"{job_id}-{name}",
                             content_disposition_type="inline")  # fmt: skip
 
-    @app.get("/jobs/{job_id}/maps/{name}", responses={404: ERROR_RESPONSE}, response_class=Response)
+    @app.get("/jobs/{job_id}/maps/{name}", responses=errors_with(404), response_class=Response)
     async def texture_map(job_id: JobId, name: str) -> Response:
         """Send a material's map as a picture: base_color, metallic or roughness."""
         _, jobs = served.ready()
         path = jobs.folder(job_id) / MODEL.name
         if name not in _MAPS or not path.is_file():
-            raise HTTPException(404, f"job {job_id} has no map {name!r} here")
+            raise NotFound(f"job {job_id} has no map {name!r} here")
         picture = await asyncio.to_thread(_map_picture, path, name)
         if picture is None:
-            raise HTTPException(404, f"the model of job {job_id} has no {name}")
+            raise NotFound(f"the model of job {job_id} has no {name}")
         return Response(picture, media_type="image/webp")
 
 
@@ -165,5 +160,5 @@ def _map_picture(path: Path, name: str) -> bytes | None:
 
 def _found(view: dict[str, Any] | None) -> dict[str, Any]:
     if view is None:
-        raise HTTPException(404, "there is no such job")
+        raise NotFound("there is no such job")
     return view

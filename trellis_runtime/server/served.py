@@ -7,11 +7,15 @@ import os
 import threading
 import time
 
-from starlette.exceptions import HTTPException
-
 from trellis_runtime.contract.engine import Engine
 from trellis_runtime.delivery.s3 import require_bucket, require_bucket_alive
-from trellis_runtime.errors import JobCancelled, SetupFailed, WorkerError, WorkerStopping
+from trellis_runtime.errors import (
+    JobCancelled,
+    SetupFailed,
+    WorkerError,
+    WorkerStarting,
+    WorkerStopping,
+)
 from trellis_runtime.logs import logger
 from trellis_runtime.server.jobs import Jobs
 from trellis_runtime.server.metrics import Metrics
@@ -59,7 +63,9 @@ class Served:
 
     def ready(self) -> tuple[Worker, Jobs]:
         if self.worker is None or self.jobs is None:
-            raise HTTPException(503, self.failure or "the worker is starting")
+            if self.failure is not None:
+                raise SetupFailed(self.failure)
+            raise WorkerStarting("the worker is starting")
         return self.worker, self.jobs
 
     def unhealthy(self) -> str | None:

@@ -19,6 +19,7 @@ from trellis_runtime.errors import (
     DiskFull,
     GlbRejected,
     MeshRejected,
+    NotFinite,
     WorkerBusy,
     WorkerError,
     WorkerStopping,
@@ -131,7 +132,7 @@ class Admission:
         """Mark the worker defunct: a poisoned engine, or results that fail validation in a row."""
         if err.poisons_worker:
             self.mark_defunct(err.message)
-        if isinstance(err, MeshRejected | GlbRejected):
+        if isinstance(err, MeshRejected | NotFinite | GlbRejected):
             self._rejected_in_a_row += 1
             if self._rejected_in_a_row >= _REJECTIONS_IN_A_ROW:
                 self.mark_defunct(f"{self._rejected_in_a_row} results in a row failed validation")

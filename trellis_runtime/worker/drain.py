@@ -25,7 +25,9 @@ _GRACE_EXIT_CODE = 1
 class Drain:
     """Watches one SDK loop; all its methods run on that loop."""
 
-    def __init__(self, concurrency: int, grace_s: float, on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self, concurrency: Callable[[], int], grace_s: float, on_drain: Callable[[], None]
+    ) -> None:
         self._concurrency = concurrency
         self._grace_s = grace_s
         self._on_drain = on_drain
@@ -35,12 +37,15 @@ class Drain:
         self._beating: asyncio.Task[None] | None = None
 
     def concurrency(self, _current: int) -> int:
-        """The SDK's `concurrency_modifier`: called from its polling task before each poll."""
+        """The SDK's `concurrency_modifier`: called from its polling task before each poll.
+
+        What is answered may change: how many jobs fit side by side is known once models are loaded.
+        """
         if self._polling is None:
             self._polling = asyncio.current_task()
             self._beating = asyncio.get_running_loop().create_task(beat())
             self._catch_sigterm()
-        return self._concurrency
+        return self._concurrency()
 
     def track(self) -> None:
         """Remember the task that runs a job and posts its result; called by the handler."""

@@ -54,11 +54,18 @@ def fit(
     return exported, []
 
 
+def may_compress(output: Output) -> bool:
+    """Whether the geometry is compressed where the answer has no room for it otherwise."""
+    if output.compression != "none":
+        return True
+    return output.delivery == "auto" and are_installed(COMPRESSION_PACKAGES["draco"])
+
+
 def _steps(output: Output) -> Iterator[tuple[TextureFormat, Compression]]:
     textures: TextureFormat = "webp" if output.texture_format == "png" else output.texture_format
     if textures != output.texture_format:
         yield textures, output.compression
-    if output.compression == "none" and are_installed(COMPRESSION_PACKAGES["draco"]):
+    if output.compression == "none" and may_compress(output):
         yield textures, "draco"
 
 

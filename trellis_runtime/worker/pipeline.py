@@ -28,6 +28,7 @@ from trellis_runtime.contract.answer import (
     Degradation,
     FinishedFile,
     GenerationResult,
+    Overlap,
     SkippedRung,
     TextureReport,
     Vram,
@@ -65,9 +66,10 @@ from trellis_runtime.delivery.storage import Store
 from trellis_runtime.errors import InvalidInput, OutOfVram
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
+from trellis_runtime.worker.blame import library_errors
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
 from trellis_runtime.worker.finishes import Finished, Finisher, Recipe, require_writable
-from trellis_runtime.worker.fitting import fit
+from trellis_runtime.worker.fitting import fit, may_compress
 from trellis_runtime.worker.recipe import recipe
 
 Finish = Callable[[GenerationResult], bytes]
@@ -129,6 +131,7 @@ class Pipeline:
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
+        delivery.require_fits(request, may_compress(request.output))
         scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
         with scope.stage(Stage.IMAGE):
             given = load_image(request, self.image_limits, self.fetch_limits, scope)
@@ -255,7 +258,7 @@ class Pipeline:
         """Run one stage; return the next, or the one to repeat after a step down."""
         started = time.perf_counter()
         try:
-            with scope.stage(stage):
+            with scope.stage(stage), library_errors(stage, scope):
                 generation.run(stage, descent.plan, scope)
             following = ENGINE_STAGES.index(stage) + 1
             return ENGINE_STAGES[following] if following < len(ENGINE_STAGES) else None
@@ -342,10 +345,22 @@ class Pipeline:
             texture=TextureReport(size=made.asset.texture_size, format=exported.texture_format),
             quality=made.asset.quality,
             rejected_seeds=made.rejected,
-            timings={name: round(seconds, 4) for name, seconds in scope.timings.items()},
+            timings=_rounded(scope.timings),
+            overlap=_overlap(scope),
             vram=made.vram,
             init=self.init,
         )
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {str(name): round(value, 4) for name, value in seconds.items()}
+
+
+def _overlap(scope: JobScope) -> Overlap | None:
+    """Return what ran side by side, None where nothing did."""
+    if not scope.waits and not scope.beside:
+        return None
+    return Overlap(waited=_rounded(scope.waits), beside=_rounded(scope.beside))
 
 
 def require_measured(request: GenerationRequest, engine: Engine) -> None:

@@ -30,7 +30,7 @@ from trellis_runtime.delivery.choose import LOCAL_IDS, Delivery, require_answer_
 from trellis_runtime.delivery.earlier import fingerprint
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
-from trellis_runtime.errors import InternalError, SetupFailed, WorkerError
+from trellis_runtime.errors import InternalError, MeshRejected, NotFinite, SetupFailed, WorkerError
 from trellis_runtime.logs import configure_logging, logger
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
@@ -107,9 +107,18 @@ class Worker:
                 warm_up(self.engine, int(self.settings.start.warm_up))
                 self._note_phase("warm_up", time.perf_counter() - started)
             self._loaded = True
+        if self.concurrency < self.settings.jobs.max_concurrent:
+            reason = "MAX_CONCURRENT_GENERATIONS asks for more than the card has room for"
+            logger().warning("fewer_at_a_time", at_a_time=self.concurrency, reason=reason)
 
     def _note_phase(self, phase: str, seconds: float) -> None:
         self.startup_seconds[phase] = round(seconds, 3)
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs to ask for at once: as many as are wished, and the engine has room for."""
+        wished, most = self.settings.jobs.max_concurrent, self.engine.most_side_by_side
+        return wished if most is None else min(wished, most)
 
     def require_ready(self) -> None:
         """The start-up check: raises `SetupFailed` for a worker that must not take jobs."""
@@ -202,6 +211,8 @@ class Worker:
         try:
             result = pipeline.generate(request, seed, delivery, scope, self._encode)
         except WorkerError as err:
+            if isinstance(err, (MeshRejected, NotFinite)) and request.seed is not None:
+                err.retryable = False  # the same seed makes the same values
             self.admission.note_failure(err)
             logger().warning(
                 "generation_failed",
@@ -241,7 +252,7 @@ class Worker:
             vram=FreeVram(free_bytes=memory.free, total_bytes=memory.total) if memory else None,
             queue=Queue(
                 in_hand=self.admission.in_hand,
-                max_concurrent=limits.max_concurrent,
+                max_concurrent=self.concurrency,
                 max_queued=limits.max_queued,
                 served=self.admission.served,
             ),

@@ -242,6 +242,7 @@ class EmbeddedGeneration:
                     "nothing of the foreground is left in a mesh of "
                     f"{plan.decimation_target} faces: its pieces are too small",
                     field="decimation_target",
+                    retryable=False,
                 )
             if reduced is not None:
                 return reduced

@@ -15,6 +15,7 @@ from PIL import Image
 from trellis_runtime.assets.cutout import (
     border_share,
     bounding_box,
+    judge_alpha,
     require_object,
     settle_alpha,
     whole_picture,
@@ -68,6 +69,11 @@ def cut_out(
         alpha_ignored=alpha.kind == "ignored",
         plain_shape=alpha.kind == "cut_out" and alpha.plain_shape,
     )
+
+
+def needs_remover(image: Rgba, background: str) -> bool:
+    """Whether `cut_out` will call its `remove` for this picture."""
+    return background != "keep" and judge_alpha(image[..., 3]).kind != "cut_out"
 
 
 def _bounded(picture: Image.Image) -> Image.Image:

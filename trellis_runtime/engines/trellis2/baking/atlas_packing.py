@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet, extents, signed_areas
 from trellis_runtime.engines.trellis2.baking.packing_kernel import place
 from trellis_runtime.engines.trellis2.baking.uv_kernels import launch, mark_cells
+from trellis_runtime.engines.trellis2.device.baton import HostWork
 
 _FINEST = 1024  # cells a side; more only where there are too many charts
 _GUESS = 0.8  # of the cells, that charts and the padding around them will fill
@@ -59,7 +61,11 @@ def default_padding(texture_size: int) -> int:
 
 
 def pack(
-    flat: Tensor, charts: ChartSet, texture_size: int, padding: int | None = None
+    flat: Tensor,
+    charts: ChartSet,
+    texture_size: int,
+    padding: int | None = None,
+    on_host: HostWork = nullcontext,
 ) -> tuple[Tensor, float]:
     """Return texture coordinates (V, 2) in 0..1, and the texture's sides per unit of `flat`.
 
@@ -72,7 +78,8 @@ def pack(
     scale = _first_guess(area, size, grid)
     best: tuple[Tensor, float] | None = None
     for trial in range(_MOST_TRIALS):
-        uvs, rows = _packed(flat, size, charts, grid, scale, _STRATEGIES[: 1 if trial == 0 else 4])
+        strategies = _STRATEGIES[: 1 if trial == 0 else 4]
+        uvs, rows = _packed(flat, size, charts, grid, scale, strategies, on_host)
         if 0 <= rows <= grid.side:
             if best is None or scale > best[1]:
                 best = uvs, scale
@@ -141,6 +148,7 @@ def _packed(
     grid: _Grid,
     scale: float,
     strategies: list[_Strategy],
+    on_host: HostWork,
 ) -> tuple[Tensor, int]:
     """Return texture coordinates (V, 2) at `scale` cells per unit, and the rows that were used.
 
@@ -151,17 +159,26 @@ def _packed(
     columns_rows = (size * scale + 2 * grid.margin).ceil().int().clamp(min=1)
     runs, begins = _runs(*_touched(cells, charts, columns_rows, grid.margin), columns_rows)
     sizes = columns_rows.cpu().numpy()
+    with on_host():
+        best = _placed(runs, begins, sizes, grid.side, strategies)
+    at = torch.from_numpy(best[0]).to(flat.device)
+    return _moved(cells, columns_rows, at, charts.owner) / grid.side, best[1]
+
+
+def _placed(
+    runs: Ints, begins: Ints, sizes: Ints, side: int, strategies: list[_Strategy]
+) -> tuple[Ints, int]:
+    """Return each chart's place and the rows used, by the first strategy that fits, or the best."""
     best: tuple[Ints, int] | None = None
     for importance, lift in strategies:
         order = np.lexsort((-sizes.min(1), -importance(sizes))).astype(np.int32)
-        found = place(runs, begins, sizes, order, grid.side, _STRIP * grid.side, lift)
+        found = place(runs, begins, sizes, order, side, _STRIP * side, lift)
         if best is None or 0 <= found[1] < best[1] or best[1] < 0:
             best = found
-        if 0 <= best[1] <= grid.side:
+        if 0 <= best[1] <= side:
             break
     assert best is not None  # noqa: S101
-    at = torch.from_numpy(best[0]).to(flat.device)
-    return _moved(cells, columns_rows, at, charts.owner) / grid.side, best[1]
+    return best
 
 
 def _moved(cells: Tensor, sizes: Tensor, at: Tensor, owner: Tensor) -> Tensor:

@@ -8,12 +8,16 @@
 Every step runs on a CPU and a GPU alike, gives the same bytes each time, and knows beforehand what
 memory it needs. Where the card has less, `OutOfVram` says so before anything is allocated; with
 `options.chunked` the steps that do not fit run on the host instead, and blocks are small.
+
+Long because both halves are one story. The first line of the diagram, down to unwrapping, is
+`bake_geometry`: it needs no colours, so it can begin before there are any. The rest is
+`bake_texture`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +32,7 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.engines.trellis2.baking.alpha import find_transparency, vertex_transparency
 from trellis_runtime.engines.trellis2.baking.connectivity import vertex_normals
 from trellis_runtime.engines.trellis2.baking.decimation import decimate, decimation_bytes
-from trellis_runtime.engines.trellis2.baking.decoded import Decoded
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
 from trellis_runtime.engines.trellis2.baking.lookup import VoxelAttributeLookup
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
@@ -44,12 +48,13 @@ from trellis_runtime.engines.trellis2.baking.shells import (
 from trellis_runtime.engines.trellis2.baking.texels import as_bytes, bake_texels, split_maps
 from trellis_runtime.engines.trellis2.baking.uv_layout import Layout, unwrap, unwrap_bytes
 from trellis_runtime.engines.trellis2.device import vram
+from trellis_runtime.engines.trellis2.device.baton import HostWork
 from trellis_runtime.errors import MeshRejected
 from trellis_runtime.logs import logger
 
 _HOLE_PERIMETER = 3e-2  # upstream's bound on what is a hole and no opening
 _HOLE_VOXELS = 16.0  # around a hole, where voxels are larger than upstream's bound was made for
-_STEPS = 6
+_GEOMETRY_STEPS, _STEPS = 4, 7
 _BUDGET = 256 << 20
 _SMALL_BUDGET = 32 << 20
 _TREE_BYTES_PER_FACE = 200
@@ -89,9 +94,17 @@ class BakeOptions:
         )
 
 
-def bake(decoded: Decoded, plan: Plan, scope: JobScope, device: torch.device | str) -> Asset:
+def bake(
+    decoded: Decoded,
+    plan: Plan,
+    scope: JobScope,
+    device: torch.device | str,
+    on_host: HostWork = nullcontext,
+) -> Asset:
     """Return the textured asset that `plan` asks for, with its quality report."""
-    return bake_surface(decoded, BakeOptions.of(plan), device, scope)
+    options = BakeOptions.of(plan)
+    geometry = bake_geometry(decoded.surface, options, device, scope, on_host)
+    return bake_texture(decoded, geometry, options, device, scope)
 
 
 def bake_surface(
@@ -101,8 +114,45 @@ def bake_surface(
     scope: JobScope | None = None,
 ) -> Asset:
     """Return the textured asset, computed on `device`; raises `MeshRejected` or `OutOfVram`."""
-    job = _Bake(decoded, options, torch.device(device), scope or JobScope("bake"))
-    return job.run()
+    scope = scope or JobScope("bake")
+    geometry = bake_geometry(decoded.surface, options, device, scope)
+    return bake_texture(decoded, geometry, options, device, scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """An asset's surface as it will be, still without colours.
+
+    vertices (V, 3) float32 and faces (F, 3) integer, in the decoder's axes; normals (V, 3) unit;
+    layout: the charts, None where the colours will be at the vertices.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    normals: Tensor
+    layout: Layout | None
+
+
+def bake_geometry(
+    surface: DecodedSurface,
+    options: BakeOptions,
+    device: torch.device | str,
+    scope: JobScope,
+    on_host: HostWork = nullcontext,
+) -> Geometry:
+    """Return `surface` closed, decimated and unwrapped; raises `MeshRejected` or `OutOfVram`."""
+    return _GeometryBake(surface, options, torch.device(device), scope, on_host).run()
+
+
+def bake_texture(
+    decoded: Decoded,
+    geometry: Geometry,
+    options: BakeOptions,
+    device: torch.device | str,
+    scope: JobScope,
+) -> Asset:
+    """Return `geometry` with the colours of `decoded`; raises `OutOfVram`."""
+    return _TextureBake(decoded, options, torch.device(device), scope).run(geometry)
 
 
 def bake_bytes(faces: int, voxels: int, options: BakeOptions) -> int:
@@ -121,32 +171,60 @@ def bake_bytes(faces: int, voxels: int, options: BakeOptions) -> int:
     return inputs + max(surface, texels, unwrap_bytes(options.decimation_target, size))
 
 
+def geometry_bytes(faces: int, options: BakeOptions) -> int:
+    """Return how many bytes of a card's memory `bake_geometry` takes at its peak, inputs included.
+
+    Its product stays, to be counted with whatever runs meanwhile.
+    """
+    unwrapping = unwrap_bytes(options.decimation_target, options.texture_size)
+    return 18 * faces + max(_surface_bytes(faces, options), unwrapping)
+
+
 def _surface_bytes(faces: int, options: BakeOptions) -> int:
     closing = shells_bytes(faces) if options.shell == "closed" else faces * _TREE_BYTES_PER_FACE
     return max(closing, decimation_bytes(faces))
 
 
-class _Bake:
-    """One bake on its way: what was decoded, what is asked, and where it is computed."""
+class _Steps:
+    """The parts of a bake that have been done, for the clock and for progress."""
+
+    def __init__(self, scope: JobScope, done: int = 0) -> None:
+        self._scope, self._done = scope, done
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a part, and tell the job how far the bake is."""
+        with self._scope.part(name):
+            yield
+        self._done += 1
+        self._scope.step(self._done, _STEPS)
+
+
+class _GeometryBake:
+    """One surface on its way: what was decoded, what is asked, and where it is computed."""
 
     def __init__(
-        self, decoded: Decoded, options: BakeOptions, device: torch.device, scope: JobScope
+        self,
+        surface: DecodedSurface,
+        options: BakeOptions,
+        device: torch.device,
+        scope: JobScope,
+        on_host: HostWork,
     ) -> None:
         self.options, self.device, self.scope = options, device, scope
-        self.decoded = decoded.to(device)
-        self.budget = _SMALL_BUDGET if options.chunked else _BUDGET
-        self._done = 0
+        self.on_host = on_host
+        self.decoded = surface.to(device)
+        self._part = _Steps(scope).part
 
-    def run(self) -> Asset:
+    def run(self) -> Geometry:
         vertices, faces = self._shape()
         if len(faces) == 0:
             raise MeshRejected("no face is left after decimation")
         normals = vertex_normals(vertices, faces)
-        lookup = self._lookup()
         if self.options.texture_size == 0:
-            return self._with_vertex_colors(vertices, faces, normals, lookup)
+            return Geometry(vertices, faces, normals, None)
         with self._part("unwrap"):
-            layout = unwrap(vertices, faces, self.options.texture_size)
+            layout = unwrap(vertices, faces, self.options.texture_size, on_host=self.on_host)
         logger().info(
             "unwrapped",
             job_id=self.scope.job_id,
@@ -154,7 +232,7 @@ class _Bake:
             redone=layout.redone,
             utilization=round(layout.utilization, 4),
         )
-        return self._with_textures(layout, normals[layout.source], lookup)
+        return Geometry(vertices, faces, normals, layout)
 
     def _shape(self) -> tuple[Tensor, Tensor]:
         """Return vertices (V, 3) and faces (F, 3) of the asset's surface, within the budget."""
@@ -187,6 +265,38 @@ class _Bake:
         shells = close_surface(vertices, faces, voxel, min_thickness=options.min_thickness)
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
         return shells.vertices, shells.faces
+
+    def _device_for(self, what: str, need: int) -> torch.device:
+        """Return where to compute `what`: on the card if it fits, else on the host if that may be.
+
+        Raises `OutOfVram` where neither is so.
+        """
+        if self.device.type != "cuda":
+            return self.device
+        if self.options.chunked and vram.available(self.device) < need:
+            logger().info("bake_on_host", job_id=self.scope.job_id, step=what, needed_bytes=need)
+            return torch.device("cpu")
+        vram.require_free(what, need)
+        return self.device
+
+
+class _TextureBake:
+    """The colours of one surface: where they come from, what is asked, and where it is computed."""
+
+    def __init__(
+        self, decoded: Decoded, options: BakeOptions, device: torch.device, scope: JobScope
+    ) -> None:
+        self.options, self.device, self.scope = options, device, scope
+        self.decoded = decoded.to(device)
+        self.budget = _SMALL_BUDGET if options.chunked else _BUDGET
+        self._part = _Steps(scope, _GEOMETRY_STEPS).part
+
+    def run(self, geometry: Geometry) -> Asset:
+        lookup = self._lookup()
+        vertices, faces, normals = geometry.vertices, geometry.faces, geometry.normals
+        if geometry.layout is None:
+            return self._with_vertex_colors(vertices, faces, normals, lookup)
+        return self._with_textures(geometry.layout, normals[geometry.layout.source], lookup)
 
     def _lookup(self) -> VoxelAttributeLookup:
         tree = _TREE_BUDGET if self.options.chunked else None
@@ -241,27 +351,6 @@ class _Bake:
             double_sided=self.options.shell == "double_sided",
             quality=report,
         )
-
-    @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
-        """Time a part, and tell the job how far the bake is."""
-        with self.scope.part(name):
-            yield
-        self._done += 1
-        self.scope.step(min(self._done, _STEPS), _STEPS)
-
-    def _device_for(self, what: str, need: int) -> torch.device:
-        """Return where to compute `what`: on the card if it fits, else on the host if that may be.
-
-        Raises `OutOfVram` where neither is so.
-        """
-        if self.device.type != "cuda":
-            return self.device
-        if self.options.chunked and vram.available(self.device) < need:
-            logger().info("bake_on_host", job_id=self.scope.job_id, step=what, needed_bytes=need)
-            return torch.device("cpu")
-        vram.require_free(what, need)
-        return self.device
 
 
 def _to_gltf_axes(vectors: Tensor) -> NDArray[np.float32]:

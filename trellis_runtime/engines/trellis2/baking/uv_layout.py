@@ -10,6 +10,7 @@ All of it runs on the tensors' device but for the search for places, which is on
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from trellis_runtime.engines.trellis2.baking.chart_set import signed_areas
 from trellis_runtime.engines.trellis2.baking.connectivity import face_normals
 from trellis_runtime.engines.trellis2.baking.flattening import Resolution, lay_flat
 from trellis_runtime.engines.trellis2.baking.segmentation import segment
+from trellis_runtime.engines.trellis2.device.baton import HostWork
 
 _DENSEST = 0.75  # of the texture, that charts might cover: what they are checked for
 _NEGLIGIBLE_TEXELS = 1e-3
@@ -48,14 +50,20 @@ class Layout:
 
 
 def unwrap(
-    vertices: Tensor, faces: Tensor, texture_size: int, *, padding: int | None = None
+    vertices: Tensor,
+    faces: Tensor,
+    texture_size: int,
+    *,
+    padding: int | None = None,
+    on_host: HostWork = nullcontext,
 ) -> Layout:
     """Return texture coordinates for a surface of at least one face.
 
     vertices (V, 3) float, faces (F, 3) integer, on one device. `padding` is how many texels of a
     texture of `texture_size` x `texture_size` lie between two charts, and half as many at the
     border: a 512th of the side, at least 2, where it is not given. It is less where so many charts
-    would leave no room for what they show. Any triangles will do: open, not manifold, without area.
+    would leave no room for what they show. `on_host` is entered for the search for places. Any
+    triangles will do: open, not manifold, without area.
     """
     vertices, faces = vertices.float(), faces.long()
     normalized, unit = _normalized(vertices, faces)
@@ -63,7 +71,7 @@ def unwrap(
     texel_area = 1 / resolution.texels_per_unit**2
     chart, count = segment(normalized, faces, texel_area, resolution.negligible)
     charts, flat, redone = lay_flat(normalized, faces, chart, count, resolution)
-    uvs, density = pack(flat, charts, texture_size, padding)
+    uvs, density = pack(flat, charts, texture_size, padding, on_host)
     return Layout(
         vertices=vertices[charts.source],
         faces=charts.faces,

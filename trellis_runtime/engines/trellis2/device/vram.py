@@ -166,35 +166,44 @@ def initialize(device: Device = None) -> None:
 class PeakWatch:
     """Samples the device's use, as its driver sees it, from a thread of its own.
 
-    Use by other processes counts too: the card is what runs out.
+    Use by other processes counts too: the card is what runs out. So does use by a job beside: the
+    peak is that of all jobs since one began while none was there.
     """
 
     def __init__(self, device: Device = None) -> None:
         self._device = device
         self._peak = 0
+        self._lock = threading.Lock()
+        self._watchers = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def peak(self) -> int:
-        """Bytes in use at the highest moment seen since `start`."""
+        """Bytes in use at the highest moment seen since the first `start` that was not stopped."""
         return self._peak
 
     def start(self) -> None:
-        """Begin to watch, from now."""
-        self.stop()
-        self._peak = 0
-        self._stop = threading.Event()
-        card = torch.cuda.current_device() if is_cuda(self._device) else None
-        arguments = (self._stop, card)
-        self._thread = threading.Thread(target=self._watch, args=arguments, daemon=True)
-        self._thread.start()
+        """Begin to watch, from now, unless another job has begun; each `start` has its `stop`."""
+        with self._lock:
+            self._watchers += 1
+            if self._watchers > 1:
+                return
+            self._peak = 0
+            self._stop = threading.Event()
+            card = torch.cuda.current_device() if is_cuda(self._device) else None
+            arguments = (self._stop, card)
+            self._thread = threading.Thread(target=self._watch, args=arguments, daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join()
-            self._thread = None
+        """End the watch that was begun last; the thread leaves with the last of them."""
+        with self._lock:
+            self._watchers = max(0, self._watchers - 1)
+            if self._watchers == 0 and self._thread is not None:
+                self._stop.set()
+                self._thread.join()
+                self._thread = None
 
     def snapshot(self) -> MemorySnapshot:
         free, total = memory_info(self._device)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
+from trellis_runtime.engines.trellis2.models.graphs import Inputs, PassGraphs, PassKey
 from trellis_runtime.engines.trellis2.models.kernels import residual_norm, rms_rope
 
 _BACKENDS = [
@@ -98,6 +99,17 @@ class FlowWeights:
     dense_phases: Callable[[], Tensor] | None = None
     frequencies: Tensor | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """Return every weight that a pass reads by its place."""
+        affine = [self.input_layer, self.output_layer]
+        plain = []
+        for block in self.blocks:
+            own, cross = block.self_attention, block.cross_attention
+            affine += [own.to_qkv, own.to_out, block.cross_norm, cross.to_q, cross.to_out]
+            affine += block.mlp
+            plain += [block.modulation, own.q_gamma, own.k_gamma, cross.q_gamma, cross.k_gamma]
+        return [*plain, *(tensor for layer in affine for tensor in (layer.weight, layer.bias))]
+
 
 @dataclass(frozen=True, slots=True)
 class _Context:
@@ -106,6 +118,16 @@ class _Context:
     source: Tensor
     pairs: list[tuple[Tensor, Tensor]]  # (1, H, L, D) each; empty for a context of zeros
     constants: list[Tensor]  # (C,) float32 each; empty otherwise
+
+    def tensors(self) -> list[Tensor]:
+        """Return what a pass reads of it."""
+        return self.constants or [tensor for pair in self.pairs for tensor in pair]
+
+    def with_tensors(self, tensors: Inputs) -> _Context:
+        """Return the same of other tensors, in the order of `tensors`."""
+        if self.constants:
+            return _Context(self.source, [], list(tensors))
+        return _Context(self.source, list(zip(tensors[::2], tensors[1::2], strict=True)), [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +144,15 @@ class FlowTransformer:
         self.weights = weights
         self._contexts: list[_Context] = []
         self._positions: _Positions | None = None
+        self.graphs: PassGraphs | None = None
+        """Where passes are captured; unset, none is."""
 
     def clear_cache(self) -> None:
         """Drop what was computed for a job."""
         self._contexts.clear()
         self._positions = None
+        if self.graphs is not None:
+            self.graphs.end_job()
 
     def velocity(
         self, rows: Tensor, timestep: Tensor, context: Tensor, coords: Tensor | None = None
@@ -137,7 +163,19 @@ class FlowTransformer:
         the rows of the whole dense grid.
         """
         positions = self._grid() if coords is None else self._at(coords)
-        return self._backbone(rows, timestep, self._context(context), positions)
+        ready = self._context(context)
+        modulation = self.weights.modulation(timestep).to(self.weights.dtype)
+        if self.graphs is None:
+            return self._backbone(rows, modulation, ready, positions)
+
+        def compute(given: Inputs) -> Tensor:
+            there = _Positions(positions.source, given[2], given[3])
+            return self._backbone(given[0], given[1], ready.with_tensors(given[4:]), there)
+
+        inputs = (rows, modulation, positions.cos, positions.sin, *ready.tensors())
+        places = tuple(tensor.data_ptr() for tensor in self.weights.tensors())
+        key = PassKey.of(self, inputs)
+        return self.graphs.run(key, compute, inputs, places, lasting=coords is None)
 
     def _grid(self) -> _Positions:
         if self.weights.dense_phases is None:
@@ -150,11 +188,10 @@ class FlowTransformer:
         return self._positions
 
     def _backbone(
-        self, feats: Tensor, t: Tensor, context: _Context, positions: _Positions
+        self, feats: Tensor, modulation: Tensor, context: _Context, positions: _Positions
     ) -> Tensor:
         model = self.weights
         x = model.input_layer(feats).to(model.dtype)
-        modulation = model.modulation(t).to(model.dtype)
         parts = [_modulation(block, modulation) for block in model.blocks]
         ones = torch.ones_like(parts[0][0])
         zeros = torch.zeros_like(ones)

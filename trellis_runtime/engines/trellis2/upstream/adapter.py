@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from trellis_runtime.contract.request import Sampler
 from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.engines.trellis2.models.finite import watched, wider
 from trellis_runtime.engines.trellis2.models.rows import RowLayers, chunked_rows
-from trellis_runtime.engines.trellis2.upstream.decoders import lean_decoders
+from trellis_runtime.engines.trellis2.upstream.decoders import deciding_layers, lean_decoders
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
 from trellis_runtime.errors import SetupFailed
 
@@ -72,6 +73,11 @@ class UpstreamPipeline:
         """Return DINOv3 features (1, tokens, 1024) of a picture at `size` px."""
         features: Tensor = self.trellis.get_cond([picture], size, include_neg_cond=False)["cond"]
         return features
+
+    @property
+    def removes_backgrounds(self) -> bool:
+        """Whether a background remover is loaded."""
+        return self.trellis.rembg_model is not None
 
     def remove_background(self, picture: Image.Image) -> Image.Image:
         """Return the picture with alpha from upstream's matting model."""
@@ -153,12 +159,28 @@ class UpstreamPipeline:
         return Rows(voxels.feats.float(), voxels.coords)
 
     @contextmanager
-    def decoding(self, name: str, *, chunk_rows: bool, lean: bool) -> Iterator[None]:
-        """Have a decoder run as asked: its rows in blocks, and with `lean` its convolutions too."""
+    def decoding(
+        self, name: str, *, chunk_rows: bool, lean: bool, dtype: torch.dtype | None = None
+    ) -> Iterator[None]:
+        """Have a decoder run as asked: its rows in blocks, and with `lean` its convolutions too.
+
+        See `finite` for `dtype` and what is raised.
+        """
         with (
+            self.finite(name, dtype),
             chunked_rows(self.row_layers[name], chunked=chunk_rows),
             self.lean_decoders(active=lean),
         ):
+            yield
+
+    @contextmanager
+    def finite(self, name: str, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Check a model's outputs before they decide anything; raises `NotFinite`.
+
+        With `dtype`, what is float16 of the model is that instead while the context lasts.
+        """
+        model = self.modules[name]
+        with wider(model, dtype), watched(deciding_layers(name, model)):
             yield
 
     def lean_decoders(self, *, active: bool) -> AbstractContextManager[None]:

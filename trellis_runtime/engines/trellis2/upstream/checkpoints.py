@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ from trellis_runtime.errors import SetupFailed
 
 SYNTHETIC_MARK = "SYNTHETIC"
 """A file of this name in a model folder says that its values are random."""
+
+NORMALIZATIONS = ("shape_slat_normalization", "tex_slat_normalization")
+"""Where `pipeline.json` keeps what the sampled latents are scaled back with."""
 
 _READERS = 5
 _ALIGN = 256
@@ -51,6 +55,10 @@ class PipelineFiles:
     models: tuple[ModelFiles, ...]
 
     @property
+    def config(self) -> Path:
+        return self.folder / "pipeline.json"
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights' files."""
         return sum(model.weights.stat().st_size for model in self.models)
@@ -70,7 +78,40 @@ def find_pipeline(folder: Path, needed: tuple[str, ...]) -> PipelineFiles:
     if absent:
         raise SetupFailed(f"{config} names no {', '.join(absent)}")
     models = tuple(_model_files(folder, name, args["models"][name]) for name in needed)
-    return PipelineFiles(folder, args, models)
+    files = PipelineFiles(folder, args, models)
+    for name in NORMALIZATIONS:
+        _require_normalization(config, name, args.get(name), files.is_synthetic)
+    return files
+
+
+def float32_bytes(folder: Path) -> int:
+    """Return the bytes that a folder's safetensors files have as float32; reads their headers."""
+    values = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        except (SafetensorError, OSError) as err:
+            raise SetupFailed(f"{path} is damaged ({err})") from None
+        values += sum(prod(shape) for shape in shapes)
+    return 4 * values
+
+
+@contextmanager
+def described_by(path: Path) -> Iterator[None]:
+    """Raise `SetupFailed` with the name of `path` where its description fits no class here."""
+    try:
+        yield
+    except KeyError as err:
+        raise SetupFailed(f"{path} does not say {err}") from None
+    except (TypeError, AttributeError) as err:
+        raise SetupFailed(f"{path} does not fit the code that reads it: {err}") from None
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +146,14 @@ def fill_models(
 
 def _build(files: ModelFiles, classes: Callable[[str], Build]) -> Built:
     config = _read_json(files.config)
-    build = classes(config["name"])
-    with _parameters_without_memory():
-        model = build(**config["args"])
-    computed = {}
-    if any(buffer.is_meta for buffer in model.buffers()):
-        # A copy without blocks computes the same ones (positions' phases, say).
-        computed = dict(build(**(config["args"] | {"num_blocks": 0})).named_buffers())
+    with described_by(files.config):
+        build = classes(config["name"])
+        with _parameters_without_memory():
+            model = build(**config["args"])
+        computed = {}
+        if any(buffer.is_meta for buffer in model.buffers()):
+            # A copy without blocks computes the same ones (positions' phases, say).
+            computed = dict(build(**(config["args"] | {"num_blocks": 0})).named_buffers())
     return Built(model, computed)
 
 
@@ -124,6 +166,24 @@ def _fill(files: ModelFiles, built: Built, device: str) -> nn.Module:
     model.load_state_dict(cast, strict=False, assign=True)
     _set_buffers(files, model, built.computed, device)
     return model.eval().requires_grad_(False)
+
+
+def _require_normalization(config: Path, name: str, stated: Any, is_synthetic: bool) -> None:
+    """Refuse what cannot scale a latent back, and with real weights the placeholder of 0 and 1."""
+    try:
+        mean, std = (torch.tensor(stated[part], dtype=torch.float64) for part in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):
+        raise SetupFailed(f"{config} has no numbers for {name}.mean and {name}.std") from None
+    usable = mean.shape == std.shape and mean.dim() == 1 and len(mean) > 0
+    if not usable or not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise SetupFailed(
+            f"{config}: {name} must be as many finite means as positive standard deviations"
+        )
+    if bool((mean == 0).all() and (std == 1).all()) and not is_synthetic:
+        raise SetupFailed(
+            f"{config}: {name} is a mean of 0 and a standard deviation of 1 throughout, which is a "
+            f"placeholder; a folder of random weights says so by a file named {SYNTHETIC_MARK}"
+        )
 
 
 def _model_files(folder: Path, name: str, relative: str) -> ModelFiles:
@@ -174,8 +234,7 @@ def _require_keys(files: ModelFiles, model: nn.Module, state: dict[str, Tensor])
     wrong = sorted(n for n in set(state) & set(expected) if state[n].shape != expected[n].shape)
     for what, names in (("lacks", missing), ("has unexpected", unexpected), ("misshapes", wrong)):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise SetupFailed(f"{files.weights} {what} {', '.join(names[:3])}{more}")
+            raise SetupFailed(f"{files.weights} {what} {first_few(names)}")
 
 
 def _set_buffers(

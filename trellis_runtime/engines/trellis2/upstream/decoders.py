@@ -41,6 +41,42 @@ def row_layers(decoder: nn.Module) -> RowLayers:
         raise SetupFailed(f"upstream's {type(decoder).__name__}: {err}") from None
 
 
+def deciding_layers(name: str, model: Any) -> list[tuple[str, nn.Module]]:
+    """Return the layers of a model whose outputs decide what exists and how it looks, named.
+
+    Of a sparse decoder: which children each cell has, level by level, and the last layer. Any other
+    model is one layer.
+    """
+    if not hasattr(model, "output_layer"):
+        return [(f"{name}'s output", model)]
+    layers = [(f"{name}'s output", model.output_layer)]
+    for level, blocks in enumerate(list(model.blocks)[:-1]):
+        if model.pred_subdiv:
+            layers.append((f"{name}'s subdivision {level}", blocks[-1].to_subdiv))
+    return layers
+
+
+def layers_by_level(model: Any) -> list[tuple[str, nn.Module]]:
+    """Return every layer of a decoder that has no parts, under the level that it belongs to.
+
+    A level of a sparse decoder ends with its upsampling; the dense one's blocks are a level each.
+    """
+    groups = [("input", model.get_submodule(_input_of(model)))]
+    if hasattr(model, "middle_block"):
+        groups.append(("middle", model.middle_block))
+    groups += [(f"level {number}", part) for number, part in enumerate(model.blocks)]
+    return [
+        (label, layer)
+        for label, part in groups
+        for layer in part.modules()
+        if not list(layer.children())
+    ]
+
+
+def _input_of(model: Any) -> str:
+    return "from_latent" if hasattr(model, "from_latent") else "input_layer"
+
+
 @contextmanager
 def lean_decoders(decoder_class: Any, *, active: bool, rows: int = BLOCK_ROWS) -> Iterator[None]:
     """Have every `SparseUnetVaeDecoder` decode over blocks of `rows` while the context lasts."""

@@ -20,6 +20,7 @@ from trellis_runtime.engines.trellis2.models.flow import (
     FlowWeights,
     SelfAttention,
 )
+from trellis_runtime.engines.trellis2.models.graphs import PassGraphs
 
 
 class FastFlow(nn.Module):
@@ -58,6 +59,10 @@ class FastFlow(nn.Module):
         self.model.cpu()
         self.clear_cache()
         return self
+
+    def use_graphs(self, graphs: PassGraphs | None) -> None:
+        """Have passes captured and replayed by `graphs`, where that pays."""
+        self._transformer.graphs = graphs
 
     def clear_cache(self) -> None:
         """Drop what was computed for a job."""

@@ -188,6 +188,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "shape_slat_flow_model_1024": _SPARSE_FLOW,
     "tex_slat_flow_model_512": _SPARSE_FLOW,
     "tex_slat_flow_model_1024": _SPARSE_FLOW,
+    "sparse_structure_decoder": ("dtype", "input_layer", "middle_block", "blocks"),
     "shape_slat_decoder": (*_DECODER, "blocks.0.-1.to_subdiv"),
     "tex_slat_decoder": _DECODER,
 }

@@ -22,17 +22,21 @@ from torch import nn
 
 from trellis_runtime.engines.packages import GPU_PACKAGES
 from trellis_runtime.engines.trellis2.device import kernel_cache, vram
+from trellis_runtime.engines.trellis2.device.placement import START_RESOLUTION, Placement
 from trellis_runtime.engines.trellis2.upstream import attention, imports, interface, rehearsal
 from trellis_runtime.engines.trellis2.upstream.adapter import UpstreamPipeline
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
     Built,
     PipelineFiles,
     build_models,
+    described_by,
     fill_models,
     find_pipeline,
+    float32_bytes,
 )
 from trellis_runtime.engines.trellis2.upstream.decoders import row_layers
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
+from trellis_runtime.engines.trellis2.upstream.helpers import build_whole, require_width
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Trellis2
 
@@ -61,10 +65,10 @@ def versions() -> dict[str, str]:
     return kernel_cache.installed(_VERSIONED)
 
 
-def load(settings: Trellis2, device: torch.device, room: int, note: Note) -> UpstreamPipeline:
+def load(settings: Trellis2, device: torch.device, note: Note) -> UpstreamPipeline:
     """Import upstream and load every model; raises `SetupFailed`.
 
-    The flow models and decoders go to `device` when they leave it `room` bytes, else to the host.
+    The flow models and decoders go to `device` where every model and a job fit, else to the host.
     """
     with _timed("cuda", note):
         vram.initialize(device)
@@ -72,7 +76,7 @@ def load(settings: Trellis2, device: torch.device, room: int, note: Note) -> Ups
             raise SetupFailed("TRELLIS2_MODEL_DIR is not set")
         files = find_pipeline(settings.model_dir, MODELS)
         note("kernel_cache_found", float(_use_kernel_cache(settings, device)))
-    fits = vram.available(device) > files.weight_bytes + room
+    fits = _placement(settings, files).fits(vram.available(device), START_RESOLUTION)
     weights_at = device.type if fits and settings.placement != "offload" else "cpu"
     kernels = "sdpa" if settings.flow == "fast" else attention.choose()
     os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
@@ -86,8 +90,9 @@ def load(settings: Trellis2, device: torch.device, room: int, note: Note) -> Ups
         with _timed("load", note):
             modules = loading.result()
             flows = _flows(settings, modules)
-            inner = _assemble(files, pipeline_class, modules | flows, device)
-            _load_helpers(settings, files, inner, modules)
+            with described_by(files.config):
+                inner = _assemble(files, pipeline_class, modules | flows, device)
+                _load_helpers(settings, files, inner, modules)
             interface.check_models(inner, modules)
     pipeline = UpstreamPipeline(
         trellis=inner,
@@ -102,7 +107,7 @@ def load(settings: Trellis2, device: torch.device, room: int, note: Note) -> Ups
     )
     if settings.rehearsal:
         with _timed("rehearsal", note):
-            rehearsal.install_synthetic_structure(pipeline)
+            rehearsal.install_synthetic_structure(pipeline, settings.rehearsal_shape)
     return pipeline
 
 
@@ -200,7 +205,12 @@ def _load_helpers(
     dino = _local(settings.dinov3_dir, files.folder, stated["args"]["model_name"])
     if dino is None:
         raise SetupFailed("DINOv3 is in no local folder: set TRELLIS2_DINOV3_DIR")
-    extractor = getattr(image_feature_extractor, stated["name"])(str(dino))
+    build = getattr(image_feature_extractor, stated["name"])
+    extractor = build_whole(build, "DINOv3", dino, is_synthetic=files.is_synthetic)
+    reader = modules["sparse_structure_flow_model"].get_parameter(
+        "blocks.0.cross_attn.to_kv.weight"
+    )
+    require_width(extractor.model, reader.shape[1], dino)
     if not hasattr(extractor.model, "layer"):  # transformers 5 has moved it
         extractor.model.layer = extractor.model.model.layer
     inner.image_cond_model = extractor
@@ -208,10 +218,26 @@ def _load_helpers(
     stated = files.args["rembg_model"]
     matting = _local(settings.rembg_dir, files.folder, stated["args"]["model_name"])
     if matting is not None:
-        inner.rembg_model = getattr(rembg, stated["name"])(str(matting))
-        modules["rembg_model"] = inner.rembg_model.model.eval().requires_grad_(False)
+        build, words = getattr(rembg, stated["name"]), "the background remover"
+        remover = build_whole(build, words, matting, is_synthetic=files.is_synthetic)
+        inner.rembg_model = remover
+        # Upstream's wrapper feeds it float32, whatever dtype its file has.
+        modules["rembg_model"] = remover.model.eval().float().requires_grad_(False)
     else:
         modules["rembg_model"] = nn.Identity()
+
+
+def _placement(settings: Trellis2, files: PipelineFiles) -> Placement:
+    """Return the sums of a start, by the files: the helpers are float32, whatever theirs holds."""
+    args, placed = files.args, []
+    for part, override in (
+        ("image_cond_model", settings.dinov3_dir),
+        ("rembg_model", settings.rembg_dir),
+    ):
+        with described_by(files.config):
+            placed.append(_local(override, files.folder, args[part]["args"]["model_name"]))
+    helpers = sum(float32_bytes(folder) for folder in placed if folder is not None)
+    return Placement(files.weight_bytes + helpers, has_remover=placed[1] is not None)
 
 
 def _local(override: Path | None, folder: Path, name: str) -> Path | None:

@@ -1,23 +1,23 @@
 """A rehearsal: the structure of a real shape, so that random weights meet real sizes.
 
 With random weights the sparse structure is noise, and every count behind it is meaningless. Here a
-sphere and a torus are voxelised by o_voxel itself, and the places where upstream's models decide
-what exists (the structure, the decoder's subdivisions, its dual vertices) answer with that shape.
-Architectures, dtypes, token and voxel counts, kernels, memory and times are then real; the looks
-are noise, and every answer says `synthetic`.
+shape (`rehearsal_shapes`) is voxelised by o_voxel itself, and the places where upstream's models
+decide what exists (the structure, the decoder's subdivisions, its dual vertices) answer with that
+shape. Architectures, dtypes, token and voxel counts, kernels, memory and times are then real; the
+looks are noise, and every answer says `synthetic`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trellis_runtime.contract.request import Resolution
 from trellis_runtime.engines.trellis2.grid import cell_keys, find
 from trellis_runtime.engines.trellis2.upstream import imports, interface
+from trellis_runtime.engines.trellis2.upstream.rehearsal_shapes import Mesh, mesh_of
 from trellis_runtime.errors import SetupFailed
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ RESOLUTIONS: tuple[int, ...] = get_args(Resolution)
 _LEVELS = 4  # the decoder doubles its grid four times
 
 
-def install_synthetic_structure(pipeline: UpstreamPipeline) -> None:
-    """Make the structure, the decoder and the cascade follow the shape.
+def install_synthetic_structure(pipeline: UpstreamPipeline, name: str) -> None:
+    """Make the structure, the decoder and the cascade follow the shape called `name`.
 
     Raises `SetupFailed` where the decoder is not the one that these places are known of.
     """
@@ -37,7 +37,7 @@ def install_synthetic_structure(pipeline: UpstreamPipeline) -> None:
     levels = len(decoder.blocks) - 1  # type: ignore[arg-type]
     if levels != _LEVELS:
         raise SetupFailed(f"a rehearsal knows {_LEVELS} subdivisions; the decoder has {levels}")
-    shape = ReferenceShape(pipeline.device)
+    shape = ReferenceShape(pipeline.device, name)
     for level, blocks in enumerate(list(decoder.blocks)[:-1]):  # type: ignore[arg-type]
         blocks[-1].to_subdiv = _Subdivision(blocks[-1].to_subdiv, shape, level)
     decoder.output_layer = _Output(decoder.get_submodule("output_layer"), shape)
@@ -46,24 +46,47 @@ def install_synthetic_structure(pipeline: UpstreamPipeline) -> None:
     _before(decoder, "set_resolution", shape.use)
 
 
+def shape_of(pipeline: UpstreamPipeline) -> ReferenceShape:
+    """Return the shape that a rehearsing pipeline follows; it may become another one."""
+    output: Any = pipeline.modules["shape_slat_decoder"].get_submodule("output_layer")
+    if not isinstance(output, _Output):
+        raise SetupFailed("this pipeline follows no shape: TRELLIS2_REHEARSAL is not set")
+    return output.shape
+
+
 class ReferenceShape:
     """Knows which cells of each grid the shape touches, and its dual vertices in the finest."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.resolution = 512
-        self._dual = {r: _voxelise(r, device) for r in RESOLUTIONS}
-        self._cells = {
-            (r, r >> level): (coords.long() >> level).unique(dim=0)  # type: ignore[no-untyped-call]
-            for r, (coords, _, _) in self._dual.items()
-            for level in range(_LEVELS + 1)
-        }
-        self._keys = {
-            at: cell_keys(cells, at[1]).sort().values for at, cells in self._cells.items()
-        }
+    def __init__(self, device: torch.device, name: str) -> None:
+        self._device = device
+        self.become(name)
+
+    def become(self, name: str) -> None:
+        """Answer for the shape called `name` from now on, at 512 until told otherwise."""
+        self.name, self.resolution = name, 512
+        self._mesh = mesh_of(name)
+        self._dual: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._keys: dict[tuple[int, int], Tensor] = {}
+        for resolution in RESOLUTIONS:
+            self._add(resolution)
 
     def use(self, resolution: int) -> None:
-        """Answer for this resolution from now on, the nearest one that is known."""
-        self.resolution = min(RESOLUTIONS, key=lambda r: abs(r - resolution))
+        """Answer for this resolution from now on.
+
+        A cascade with too many tokens lowers it in steps of 128: a dense shape meets more of them
+        than requests can name.
+        """
+        if resolution not in self._dual:
+            self._add(resolution)
+        self.resolution = resolution
+
+    def _add(self, resolution: int) -> None:
+        self._dual[resolution] = _voxelise(self._mesh, resolution, self._device)
+        coords = self._dual[resolution][0].long()
+        for level in range(_LEVELS + 1):
+            cells = (coords >> level).unique(dim=0)  # type: ignore[no-untyped-call]
+            side = resolution >> level
+            self._keys[(resolution, side)] = cell_keys(cells, side).sort().values
 
     def structure(self, resolution: int) -> Tensor:
         """Return coordinates (N, 4) on a grid of `resolution`."""
@@ -107,11 +130,11 @@ class _Output(nn.Module):
 
     def __init__(self, inner: nn.Module, shape: ReferenceShape) -> None:
         super().__init__()
-        self.inner, self._shape_at = inner, shape
+        self.inner, self.shape = inner, shape
 
     def forward(self, x: Any) -> Any:
         y = self.inner(x)
-        known, vertices, crossings = self._shape_at.dual(y.coords[:, 1:])
+        known, vertices, crossings = self.shape.dual(y.coords[:, 1:])
         share = ((vertices + 0.5) / 2).clamp(1e-4, 1 - 1e-4)
         feats = y.feats.clone()
         feats[:, :3] = torch.log(share / (1 - share)).to(feats.dtype)
@@ -119,9 +142,9 @@ class _Output(nn.Module):
         return y.replace(feats)
 
 
-def _voxelise(resolution: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _voxelise(mesh: Mesh, resolution: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return sorted cells (N, 3), dual vertices (N, 3) in 0..1, and crossed edges (N, 3)."""
-    vertices, faces = _shape()
+    vertices, faces = mesh
     cells, dual, crossings = imports.import_dual_grid().mesh_to_flexible_dual_grid(
         torch.from_numpy(vertices),
         torch.from_numpy(faces),
@@ -135,17 +158,6 @@ def _voxelise(resolution: int, device: torch.device) -> tuple[Tensor, Tensor, Te
     inside = (dual * resolution - cells).clamp(0, 1)
     found = cells[order].int(), inside[order], crossings[order].bool()
     return found[0].to(device), found[1].to(device), found[2].to(device)
-
-
-def _shape() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return a sphere inside a tilted torus."""
-    import trimesh
-
-    ball = trimesh.creation.icosphere(subdivisions=5, radius=0.25)
-    ring = trimesh.creation.torus(0.4, 0.06, major_sections=200, minor_sections=64)
-    ring.apply_transform(trimesh.transformations.rotation_matrix(0.6, [1, 0.3, 0]))
-    both = trimesh.util.concatenate([ball, ring])
-    return both.vertices.astype(np.float32), both.faces.astype(np.int64)
 
 
 def _wrap(owner: Any, name: str, answer: Any) -> None:
