@@ -260,11 +260,11 @@ def test_a_bad_bucket_name_is_the_callers_fault(tmp_path: Path) -> None:
 # --- sizes ---
 
 
-def test_the_default_request_without_a_bucket_is_refused_before_it_is_computed(
+def test_the_default_request_inline_as_asked_is_refused_before_it_is_computed(
     tmp_path: Path,
 ) -> None:
     of = worker(tmp_path, **ON_PLATFORM)
-    request = {k: v for k, v in QUICK.items() if k == "image"}
+    request = {k: v for k, v in QUICK.items() if k == "image"} | {"output": {"delivery": "inline"}}
     answer = handle(of, "default", request)
     assert (answer["code"], answer["field"]) == ("answer_too_large", "output.delivery")
     assert "decimation_target" in answer["error"]
