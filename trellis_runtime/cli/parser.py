@@ -101,7 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--json", action="store_true", help="print the figures as JSON")
     summary.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
     summary.set_defaults(run=_stats)
-    server = commands.add_parser("serve", help="a page for this machine, and the HTTP form")
+    _add_server(commands.add_parser("serve", help="a page for this machine, and the HTTP form"))
+    _add_bench(commands.add_parser("bench", help="time jobs or starts; the last line is JSON"))
+    describe(commands)
+    return parser
+
+
+def _add_server(server: argparse.ArgumentParser) -> None:
     server.add_argument("--host", help="only this machine by default; on RunPod, every address")
     server.add_argument("--port", type=int, help="PORT, or 8000")
     server.add_argument(
@@ -115,9 +121,6 @@ def _parser() -> argparse.ArgumentParser:
         "--token-file", type=Path, help="file with the token that callers must send"
     )
     server.set_defaults(run=_serve)
-    _add_bench(commands.add_parser("bench", help="time jobs or starts; the last line is JSON"))
-    describe(commands)
-    return parser
 
 
 def _add_bench(bencher: argparse.ArgumentParser) -> None:
