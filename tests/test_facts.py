@@ -150,7 +150,8 @@ def test_one_set_of_versions_but_for_the_differences_that_the_documents_name() -
             known: Any = image.get(project_name(name)) or lock.get(project_name(name))
             # "+cu130" says what it was built for: one release all the same
             if known and version.partition("+")[0] not in {k.partition("+")[0] for k in known}:
-                assert documented[project_name(name)][2] == version, name
+                stated = documented[project_name(name)][2]
+                assert stated.partition("+")[0] == version.partition("+")[0], name
 
 
 def test_the_memory_suite_counts_attempts_of_jobs_that_fail_too(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_each_package_has_one_version_in_the_image(toolkit: str) -> None:
     ]
     names, constraints = image_requirements(*texts)
     extras = PYPROJECT["project"]["optional-dependencies"]
-    wanted = [*PYPROJECT["project"]["dependencies"], *extras["serve"]]
+    wanted = [*PYPROJECT["project"]["dependencies"], *extras["serve"], *extras["formats"]]
     assert set(names) == {project_name(d) for d in wanted}
     stated = {project_name(line) for line in constraints}
     assert set(names) | {project_name(d) for d in extras["gpu"]} <= stated

@@ -115,8 +115,8 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "the event loop is never held",
         _WORKER,
-        "        request = parse_request(payload)\n",
-        "        request = parse_request(payload)\n        time.sleep(0.4)\n",
+        "        request = parse_request(payload)\n        with ExitStack()",
+        "        request = parse_request(payload)\n        time.sleep(0.4)\n        with ExitStack()",
         ("tests/test_wiring.py::test_our_code_never_holds_the_event_loop",),
     ),
     Mutant(
@@ -1421,8 +1421,9 @@ _ATTACKED: tuple[Mutant, ...] = (
     Mutant(
         "a refused job leaves no thread",
         _WORKER,
-        "        request = parse_request(payload)\n",
-        "        request = parse_request(payload)\n        ProgressSender(notify or print)\n",
+        "        request = parse_request(payload)\n        with ExitStack()",
+        "        request = parse_request(payload)\n        ProgressSender(notify or print)\n"
+        "        with ExitStack()",
         ("tests/test_worker.py::test_a_refused_job_leaves_no_thread",),
     ),
     Mutant(

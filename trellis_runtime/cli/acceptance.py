@@ -51,14 +51,21 @@ def add_acceptance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, help="a picture with a transparent background")
     parser.add_argument("--photo", type=Path, help="an opaque photograph, for the remover")
     parser.add_argument(
-        "--resolutions", type=int, nargs="+", choices=choices, default=list(choices)
+        "--resolutions",
+        type=int,
+        nargs="+",
+        choices=choices,
+        default=list(choices),
+        help="of the comparisons; by default all",
     )
     parser.add_argument(
         "--rungs-at", type=int, choices=choices, help="by default the least of --resolutions"
     )
     parser.add_argument("--texture-size", type=int, default=2048, help="of the whole jobs")
     parser.add_argument("--steps", type=int, help="of each sampler; by default a request's own")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="where all of it runs"
+    )
     parser.add_argument("--glb", type=Path, metavar="FILE", help="keep the first whole job's GLB")
     parser.set_defaults(run=_acceptance)
 

@@ -36,6 +36,11 @@ ABOUT: dict[str, tuple[str, tuple[str, ...]]] = {
         "card. Ends in a table and one line of JSON for an issue. See docs/acceptance.md.",
         ("acceptance", "acceptance --help"),
     ),
+    "verify": (
+        "Say what a GLB is: who made it, of what request and seed, and whether its hashes hold. With "
+        "the picture it was made of, make it again on this machine and compare.",
+        ("verify model.glb", "verify model.glb --image photo.jpg"),
+    ),
     "schema": (
         "Print a JSON Schema; those in docs/schema/ are the same.",
         ("schema request", "schema error"),
