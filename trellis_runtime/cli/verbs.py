@@ -34,11 +34,11 @@ ABOUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "acceptance": (
         "Hold the GPU engine against upstream's own code, stage by stage, on real weights and a "
         "card. Ends in a table and one line of JSON for an issue. See docs/acceptance.md.",
-        ("acceptance", "acceptance --help"),
+        ("acceptance --photo photo.jpg --glb first.glb",),
     ),
     "verify": (
-        "Say what a GLB is: who made it, of what request and seed, and whether its hashes hold. With "
-        "the picture it was made of, make it again on this machine and compare.",
+        "Say what a GLB is: who made it, of what request and seed, and whether its hashes hold. "
+        "With the picture it was made of, make it again on this machine and compare.",
         ("verify model.glb", "verify model.glb --image photo.jpg"),
     ),
     "schema": (
