@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
+import itertools
 import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +22,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.conftest import JS
 from tests.test_server import picture, serving
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed (apt)"
 )
+AXE = JS / "node_modules/axe-core/axe.min.js"
 SHOTS = Path(os.environ.get("PAGE_SHOTS", "output/page"))
 
 
@@ -73,6 +78,32 @@ def choose(browser: Any, tmp_path: Path, data: bytes, name: str = "photo.png") -
     until(browser, lambda b: element(b, "go").is_enabled())
 
 
+def chosen(browser: Any, url: str, tmp_path: Path, data: bytes) -> None:
+    """Open the page, choose a picture, ask for its model, and wait until it can be seen."""
+    open_page(browser, url)
+    choose(browser, tmp_path, data)
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+
+
+def click(browser: Any, selector: str) -> None:
+    found = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+    found.click()
+
+
+def set_media(browser: Any, width: int, height: int, scheme: str) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+
+
 def shot(browser: Any, name: str) -> Image.Image:
     SHOTS.mkdir(parents=True, exist_ok=True)
     data = browser.get_screenshot_as_png()
@@ -88,32 +119,88 @@ def test_a_photograph_becomes_a_model_that_can_be_seen_and_downloaded(
     choose(browser, tmp_path, picture(400))
     element(browser, "go").click()
     until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#stages li.now"), 20)
-    until(browser, lambda b: element(b, "result").is_displayed())
+    until(browser, lambda b: element(b, "inspector").is_displayed())
     until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
     assert element(browser, "words").text == "You got what you asked for."
-    assert not element(browser, "stages").is_displayed()
+    assert "green" in element(browser, "words").get_attribute("class")
+    assert not element(browser, "running").is_displayed()
     assert "embedded" in element(browser, "numbers").text
     time.sleep(1.5)  # model-viewer fades its poster out
-    viewer = element(browser, "viewer")
-    seen = np.asarray(Image.open(io.BytesIO(viewer.screenshot_as_png)).convert("RGB"), int)
-    middle = seen[
-        seen.shape[0] // 4 : -seen.shape[0] // 4, seen.shape[1] // 3 : -seen.shape[1] // 3
-    ]
-    assert middle.std() > 5, "the model's canvas is blank"
-    red = (middle[..., 0] > middle[..., 2] + 40).mean()
+    seen = seen_model(browser)
+    assert seen.std() > 5, "the model's canvas is blank"
+    red = (seen[..., 0] > seen[..., 2] + 40).mean()
     assert red > 0.1, "the model does not have the photograph's colour"
     shot(browser, "page")
     size = browser.execute_async_script(
-        "const done = arguments[0]; fetch(document.querySelector('#glb').href)"
+        "const done = arguments[0]; fetch(document.querySelector('#files a').href)"
         ".then(r => r.arrayBuffer()).then(b => done([b.byteLength, String.fromCharCode("
         "...new Uint8Array(b.slice(0, 4)))]))"
     )
     assert size[1] == "glTF"
     assert size[0] > 100_000
-    curl = element(browser, "curl").get_attribute("textContent")
-    sent = json.loads(curl.split("-d '")[1].rstrip("'"))["input"]
-    assert sent["preset"] == "fast"
-    assert isinstance(sent["seed"], int)
+
+
+def seen_model(browser: Any) -> Any:
+    """The middle of the viewer as it is seen: (height, width, 3)."""
+    data = element(browser, "viewer").screenshot_as_png
+    seen = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
+    height, width = seen.shape[:2]
+    return seen[height // 4 : -height // 4, width // 3 : -width // 3]
+
+
+def test_each_shading_looks_different(browser: Any, url: str, tmp_path: Path) -> None:
+    chosen(browser, url, tmp_path, picture(300))
+    time.sleep(1.5)  # model-viewer fades its poster out
+    seen = {}
+    for name in ("textured", "clay", "normals", "wireframe"):
+        click(browser, f"[data-view={name}]")
+        time.sleep(0.6)
+        seen[name] = seen_model(browser)
+    for name, other in itertools.combinations(seen, 2):
+        assert np.abs(seen[name] - seen[other]).mean() > 3, (name, other)
+    grey = seen["clay"].max(-1) - seen["clay"].min(-1)
+    assert np.percentile(grey, 95) < 40, "clay has colours"
+    click(browser, "[data-view=textured]")
+    time.sleep(0.6)
+    assert np.abs(seen_model(browser) - seen["textured"]).mean() < 2, "textures did not come back"
+
+
+def test_maps_comparison_and_reload(browser: Any, url: str, tmp_path: Path) -> None:
+    chosen(browser, url, tmp_path, picture(300))
+    for name in ("base_color", "metallic", "roughness"):
+        click(browser, f"[data-map={name}]")
+        until(
+            browser,
+            lambda b: b.execute_script("return document.querySelector('#map').naturalWidth > 200"),
+        )
+        element(browser, "overlay-close").click()
+    click(browser, "#compare-open")
+    for side in ("left", "right"):
+        wide = f"return document.querySelector('#compare-{side}').naturalWidth > 200"
+        until(browser, lambda b, wide=wide: b.execute_script(wide))
+    webdriver.ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not element(browser, "compare").is_displayed()
+    browser.refresh()  # the address holds the job
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history [aria-current]"))
+
+
+@pytest.mark.parametrize("tab", ["curl", "python"])
+def test_the_same_job_by_program_runs_as_it_stands(
+    tab: str, browser: Any, url: str, tmp_path: Path
+) -> None:
+    chosen(browser, url, tmp_path, picture(200))
+    click(browser, f"[data-code={tab}]")
+    code = element(browser, "code").get_attribute("textContent")
+    program = {"curl": ["bash", "-c"], "python": [sys.executable, "-c"]}[tab]
+    done = subprocess.run(
+        [*program, code], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+    )
+    shown = element(browser, "numbers").text
+    told = done.stdout.replace("'", '"')
+    seed = re.search(r'"seed": ?(\d+)', told)
+    assert seed, done.stdout + done.stderr
+    assert f"seed {seed.group(1)}" in shown
 
 
 def test_a_result_with_warnings_is_not_called_as_asked(
@@ -125,40 +212,58 @@ def test_a_result_with_warnings_is_not_called_as_asked(
     almost.putpixel((0, 0), (0, 0, 0, 0))
     data = io.BytesIO()
     almost.save(data, "PNG")
-    open_page(browser, url)
-    choose(browser, tmp_path, data.getvalue())
-    element(browser, "go").click()
-    until(browser, lambda b: element(b, "result").is_displayed())
+    chosen(browser, url, tmp_path, data.getvalue())
     words = element(browser, "words").text
     assert words.startswith("Look at it before you use it: the picture's alpha channel")
     assert "what you asked for" not in words
+    assert "amber" in element(browser, "words").get_attribute("class")
 
 
-def test_maps_wireframe_and_history(browser: Any, url: str, tmp_path: Path) -> None:
+def test_the_cut_out_is_shown_at_once_and_a_brush_changes_it(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
     open_page(browser, url)
     choose(browser, tmp_path, picture(300))
+    until(browser, lambda b: "becomes the model" in element(b, "cutout-words").text)
+    board = element(browser, "cutout-canvas")
+    webdriver.ActionChains(browser).move_to_element(board).click_and_hold().move_by_offset(
+        30, 0
+    ).release().perform()
+    assert "brush strokes" in element(browser, "cutout-words").text
     element(browser, "go").click()
-    until(browser, lambda b: element(b, "result").is_displayed())
-    for name in ("base_color", "metallic", "roughness"):
-        browser.find_element(By.CSS_SELECTOR, f"[data-view={name}]").click()
-        until(
-            browser,
-            lambda b: b.execute_script("return document.querySelector('#map').naturalWidth > 200"),
-        )
-    browser.find_element(By.CSS_SELECTOR, "[data-view=wireframe]").click()
-    until(browser, lambda b: element(b, "viewer").is_displayed())
-    browser.refresh()
-    until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history button"))
-    browser.find_element(By.CSS_SELECTOR, "#history button").click()
-    until(browser, lambda b: element(b, "result").is_displayed())
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    sent = browser.execute_async_script(
+        "const done = arguments[0]; const id = location.hash.split('=')[1];"
+        "fetch(`/jobs/${id}/input`).then(r => r.blob()).then(createImageBitmap).then(image => {"
+        " const pen = new OffscreenCanvas(image.width, image.height).getContext('2d');"
+        " pen.drawImage(image, 0, 0);"
+        " done(pen.getImageData(0, 0, 1, 1).data[3]); })"
+    )
+    assert sent == 0, "the corner was cut away before the picture was sent"
 
 
-def test_an_error_is_told_in_words(browser: Any, url: str, tmp_path: Path) -> None:
+def test_what_is_no_picture_is_told_before_anything_is_sent(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
     open_page(browser, url)
-    choose(browser, tmp_path, b"these are words, not a picture" * 20, "notes.png")
+    path = tmp_path / "notes.png"
+    path.write_bytes(b"these are words, not a picture" * 20)
+    element(browser, "file").send_keys(str(path))
+    until(browser, lambda b: "cannot be read" in element(b, "batch").text)
+    assert not element(browser, "go").is_enabled()
+
+
+def test_a_failed_job_says_what_would_help(browser: Any, url: str, tmp_path: Path) -> None:
+    empty = io.BytesIO()
+    Image.new("RGBA", (200, 200), (9, 9, 9, 0)).save(empty, "PNG")
+    open_page(browser, url)
+    choose(browser, tmp_path, empty.getvalue())
     element(browser, "go").click()
-    until(browser, lambda b: element(b, "error").is_displayed())
-    assert "image_rejected" in element(browser, "error").text
+    until(browser, lambda b: element(b, "failed").is_displayed())
+    assert "image_rejected" in element(browser, "failed-code").text
+    assert "This picture could not be used." in element(browser, "failed").text
+    assert element(browser, "remedy").text
+    assert not element(browser, "inspector").is_displayed()
     assert element(browser, "go").is_enabled()
     shot(browser, "error")
 
@@ -166,54 +271,95 @@ def test_an_error_is_told_in_words(browser: Any, url: str, tmp_path: Path) -> No
 def test_a_running_job_can_be_cancelled(browser: Any, url: str, tmp_path: Path) -> None:
     open_page(browser, url)
     choose(browser, tmp_path, picture(900))
-    browser.find_element(By.CSS_SELECTOR, "[value=game_asset]").click()
+    click(browser, ".card:nth-child(3)")
     element(browser, "go").click()
     until(browser, lambda b: element(b, "cancel").is_displayed())
     element(browser, "cancel").click()
-    until(browser, lambda b: "cancelled" in element(b, "error").text)
+    until(browser, lambda b: "cancelled" in element(b, "toast").text)
     assert element(browser, "go").is_enabled()
+
+
+def test_settings_come_from_the_schema_and_only_changes_are_sent(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
+    open_page(browser, url)
+    click(browser, "#advanced summary")
+    names = browser.execute_script(
+        "return [...document.querySelectorAll('#fields label')].map(l => l.textContent)"
+    )
+    assert {"texture size", "decimation target", "shell", "sampler: shape: steps"} <= set(names)
+    ignored = browser.find_elements(By.CSS_SELECTOR, ".field.ignored")
+    assert ignored, "the embedded engine ignores samplers"
+    field = browser.find_element(By.ID, "field-texture_size")
+    browser.execute_script(
+        "arguments[0].value = '512'; arguments[0].dispatchEvent(new Event('change'))", field
+    )
+    assert element(browser, "changed").text == "(1 changed)"
+    choose(browser, tmp_path, picture(200))
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    assert "512 px" in element(browser, "numbers").text
 
 
 def test_the_keyboard_alone_is_enough(browser: Any, url: str, tmp_path: Path) -> None:
     open_page(browser, url)
     choose(browser, tmp_path, picture())
     element(browser, "seed").send_keys("12", Keys.ENTER)
-    until(browser, lambda b: element(b, "result").is_displayed())
+    until(browser, lambda b: element(b, "inspector").is_displayed())
     reached = set()
-    for _ in range(30):
+    for _ in range(60):
         webdriver.ActionChains(browser).send_keys(Keys.TAB).perform()
         reached.add(browser.execute_script("return document.activeElement.textContent.trim()"))
-    assert {"wireframe", "base colour", "Download the GLB"} <= reached
+    assert {"Wireframe", "Base colour", "Model (GLB)", "Delete"} <= reached
 
 
-def test_a_phones_width_has_no_sideways_scroll(browser: Any, url: str) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True},
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
-    )
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (820, 1100), (1440, 900)])
+def test_every_width_in_both_themes(
+    width: int, height: int, scheme: str, browser: Any, url: str
+) -> None:
+    set_media(browser, width, height, scheme)
     open_page(browser, url)
-    until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history button"))
-    browser.find_element(By.CSS_SELECTOR, "#history button").click()
-    until(browser, lambda b: element(b, "result").is_displayed())
-    width = browser.execute_script("return document.documentElement.scrollWidth")
-    assert width <= 360
-    background = browser.execute_script("return getComputedStyle(document.body).colorScheme")
-    assert "dark" in background or background == "normal"
-    shot(browser, "phone")
+    until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history .done"))
+    click(browser, "#history .done")
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in re.findall(r"\d+", paper)[:3]) / 3
+    assert (brightness > 128) == (scheme == "light")
+    browser.execute_script(AXE.read_text())
+    found = browser.execute_async_script(
+        "const done = arguments[0]; axe.run({exclude: ['model-viewer']})"
+        ".then(r => done(r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120))])))"
+    )
+    assert found == []
+    browser.execute_script("scrollTo(0, 0)")
+    shot(browser, f"page-{width}-{scheme}")
+
+
+def test_the_theme_can_be_chosen(browser: Any, url: str) -> None:
+    open_page(browser, url)
+    element(browser, "theme").click()
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    browser.refresh()
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_job_is_deleted_from_the_page(browser: Any, url: str, tmp_path: Path) -> None:
+    chosen(browser, url, tmp_path, picture(180))
+    job = browser.execute_script("return location.hash.split('=')[1]")
+    click(browser, "#delete")
+    browser.switch_to.alert.accept()
+    until(browser, lambda b: not element(b, "inspector").is_displayed())
+    gone = "const done = arguments[1]; fetch('/jobs/' + arguments[0]).then(r => done(r.status))"
+    assert browser.execute_async_script(gone, job) == 404
 
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_is_complained_of(
     browser: Any, url: str, tmp_path: Path
 ) -> None:
-    open_page(browser, url)
-    choose(browser, tmp_path, picture())
-    element(browser, "go").click()
-    until(browser, lambda b: element(b, "result").is_displayed())
-    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+    chosen(browser, url, tmp_path, picture())
     names = browser.execute_script(
         "return performance.getEntriesByType('resource').map(e => e.name)"
     )
