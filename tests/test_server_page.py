@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -19,6 +20,8 @@ from trellis_runtime.assets.glb_reader import require_glb
 from trellis_runtime.contract.files import MODEL, THUMBNAIL
 from trellis_runtime.server.addresses import with_http_addresses
 from trellis_runtime.server.expectation import Expectations
+from trellis_runtime.server.job import Job, finish
+from trellis_runtime.server.jobs import Jobs
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,21 @@ def test_what_a_preset_takes_is_learnt_from_jobs_and_survives_a_restart(
         ).json()
         assert later["expected"]["seconds"] == told["expected"]["fast"]["seconds"]
         events(again, later["id"])
+
+
+def test_a_follower_sees_the_end_that_came_while_it_was_being_told(tmp_path: Path) -> None:
+    jobs = Jobs(None, tmp_path, lambda _answer: None)
+    job = jobs._jobs["web-1"] = Job("web-1", {})
+    seen = []
+
+    async def follow() -> None:
+        async for view in jobs.follow("web-1"):
+            seen.append(view and view["state"])
+            if len(seen) == 1:
+                await finish(job, "done", {})
+
+    asyncio.run(asyncio.wait_for(follow(), 30))
+    assert seen == ["running", "done"]
 
 
 def answered(seconds: float, size: int) -> dict[str, Any]:

@@ -521,6 +521,8 @@ _GPU_ENGINE: tuple[Mutant, ...] = (
     ),
 )
 
+_PAGE = "tests/test_server_page.py::"
+
 _SERVER_DOORS: tuple[Mutant, ...] = (
     Mutant(
         "a foreign Host is refused",
@@ -593,6 +595,27 @@ _SERVER_DOORS: tuple[Mutant, ...] = (
         "remote_id = await asyncio.shield(submitting)",
         "remote_id = await submitting",
         ("tests/test_server_endpoint.py::test_a_cancel_during_submit_is_carried_there",),
+    ),
+    Mutant(
+        "a follower sees a job's end, however soon it comes",
+        "trellis_runtime/server/jobs.py",
+        'if view["state"] != "running":  #',
+        'if job.state != "running":  #',
+        (_PAGE + "test_a_follower_sees_the_end_that_came_while_it_was_being_told",),
+    ),
+    Mutant(
+        "a file that is no job's own outlives the job",
+        "trellis_runtime/server/kept.py",
+        "for path in beside + [path for path, _ in _results(folder)]:",
+        "for path in list(folder.iterdir()):",
+        (_PAGE + "test_a_deleted_job_is_gone_and_a_foreign_file_beside_it_stays",),
+    ),
+    Mutant(
+        "no answer over HTTP names a file of this machine",
+        "trellis_runtime/server/addresses.py",
+        "if isinstance(told, str) and told.startswith(_FILE):",
+        "if told is None:",
+        (_PAGE + "test_only_addresses_of_files_are_changed",),
     ),
     Mutant(
         "jobs on endpoints are bounded",

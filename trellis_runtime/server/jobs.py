@@ -143,10 +143,12 @@ class Jobs:
         job = self._jobs.get(job_id)
         return (job.picture if job else None) or kept.input_of(self.folder(job_id))
 
-    def delete(self, job_id: str) -> None:
+    async def delete(self, job_id: str) -> None:
         """Forget a job that has ended, and remove its files from this machine."""
-        self._jobs.pop(job_id, None)
-        kept.delete(self.folder(job_id))
+        job = self._jobs.pop(job_id, None)
+        if job is not None and job.task is not None:  # it may still write what it was asked
+            await asyncio.wait([job.task])
+        await asyncio.to_thread(kept.delete, self.folder(job_id))
 
     def folder(self, job_id: str) -> Path:
         return self._root / folder_of(job_id)
@@ -197,8 +199,9 @@ class Jobs:
         job = self._jobs.get(job_id)
         while job is not None:
             seen = job.version
-            yield job.view() | self._place(job)
-            if job.state != "running":
+            view = job.view() | self._place(job)
+            yield view
+            if view["state"] != "running":  # the job's own may have changed while it was sent
                 return
             try:
                 await asyncio.wait_for(newer(job, seen), _KEEP_ALIVE_S)

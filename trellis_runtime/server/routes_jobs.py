@@ -81,7 +81,7 @@ def _add_lifecycle(app: FastAPI, served: Served) -> None:
         _, jobs = served.ready()
         if _found(jobs.find(job_id))["state"] == "running":
             raise StillRunning(f"job {job_id} is running; cancel it first")
-        await asyncio.to_thread(jobs.delete, job_id)
+        await jobs.delete(job_id)
         return Response(status_code=204)
 
 
