@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-import make_sample
-from make_sample import smooth_min, sphere
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from builder import make_sample
+from builder.make_sample import smooth_min, sphere
 
 Floats = NDArray[np.float64]
 Colour = tuple[float, float, float]
@@ -99,8 +100,10 @@ def scenes() -> dict[str, list[Part]]:
         (-0.2, 0.58, 0.26, 0.09), (0.24, 0.56, 0.3, 0.07), (-0.06, 0.12, 0.6, 0.07))]  # fmt: skip
     stem = joined(0.1, cone(-0.35, 0.42, 0.25, 0.17), ball(0, -0.7, 0, 0.3, 0.14, 0.3))
     column = joined(0.08, rod((0, -0.3, 0), (0, 0.55, 0), 0.23),
-                    rod((0.2, -0.05, 0), (0.46, -0.02, 0), 0.11), rod((0.46, 0, 0), (0.46, 0.3, 0), 0.11),
-                    rod((-0.2, 0.1, 0), (-0.43, 0.12, 0), 0.1), rod((-0.43, 0.12, 0), (-0.43, 0.46, 0), 0.1))  # fmt: skip
+                    rod((0.2, -0.05, 0), (0.46, -0.02, 0), 0.11),
+                    rod((0.46, 0, 0), (0.46, 0.3, 0), 0.11),
+                    rod((-0.2, 0.1, 0), (-0.43, 0.12, 0), 0.1),
+                    rod((-0.43, 0.12, 0), (-0.43, 0.46, 0), 0.1))  # fmt: skip
     pot = joined(0.02, cone(-0.62, 0.2, 0.26, 0.36), cone(-0.42, 0.06, 0.41, 0.41))
     eyes = [(ball(x, 0.5, 0.33, 0.085), BLACK) for x in (-0.17, 0.17)]
     arms = joined(0.03, *(rod((s * 0.42, 0.02, 0), (s * 0.6, -0.3, 0.08), 0.075) for s in (-1, 1)))
@@ -121,9 +124,11 @@ def scenes() -> dict[str, list[Part]]:
                    (ball(0, 0.22, 0.25, 0.13, 0.13, 0.06), STEEL),
                    (ball(0, 0.22, 0.28, 0.09, 0.09, 0.06), TEAL)],
         "ice-cream": [(cone(-0.4, 0.5, 0.03, 0.36), WAFFLE),
-                      (joined(0.08, ball(0, 0.22, 0, 0.42, 0.36, 0.42), ball(0.26, 0.08, 0.16, 0.16),
-                              ball(-0.24, 0.07, 0.2, 0.17), ball(0.02, 0.04, 0.3, 0.15)), PINK),
-                      (ball(0.04, 0.66, 0, 0.3, 0.27, 0.3), CREAM), (ball(0.06, 0.95, 0, 0.1), RED)],
+                      (joined(0.08, ball(0, 0.22, 0, 0.42, 0.36, 0.42),
+                              ball(0.26, 0.08, 0.16, 0.16), ball(-0.24, 0.07, 0.2, 0.17),
+                              ball(0.02, 0.04, 0.3, 0.15)), PINK),
+                      (ball(0.04, 0.66, 0, 0.3, 0.27, 0.3), CREAM),
+                      (ball(0.06, 0.95, 0, 0.1), RED)],
     }  # fmt: skip
 
 
@@ -153,8 +158,12 @@ def shade(
 ) -> Floats:
     """Return colours at surface points: diffuse, sky, a highlight and a darker underside."""
     step = 2e-3
-    slopes = [np.min([f(p + step * a) for f, _ in parts], 0) - np.min([f(p - step * a) for f, _ in parts], 0)
-              for a in np.eye(3)]  # fmt: skip
+
+    def distance(at: Floats) -> Floats:
+        nearest: Floats = np.min([part(at) for part, _ in parts], axis=0)
+        return nearest
+
+    slopes = [distance(p + step * axis) - distance(p - step * axis) for axis in np.eye(3)]
     normal = np.stack(slopes, -1)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
     light = light / np.linalg.norm(light)

@@ -78,8 +78,9 @@ def test_the_files_of_a_result_are_named_in_one_place() -> None:
         if isinstance(node, ast.Constant) and node.value in RESULT_FILES
     ]
     assert naming == ["files.py"] * len(RESULT_FILES)
-    page = text("trellis_runtime/server/static/app.js")
-    assert set(re.findall(r'link\(job, "([\w.]+)"\)', page)) <= set(RESULT_FILES)
+    words = text("trellis_runtime/server/static/page/words.js")
+    named = set(re.findall(r'"([a-z]+\.(?:glb|png|webp|json))"', words))
+    assert named == set(RESULT_FILES)
 
 
 @pytest.mark.parametrize(
