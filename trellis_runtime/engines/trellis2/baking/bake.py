@@ -39,6 +39,7 @@ from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.quality import Baked, measure_quality
 from trellis_runtime.engines.trellis2.baking.raster import rasterize
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
+from trellis_runtime.engines.trellis2.baking.see_through import clear_faces
 from trellis_runtime.engines.trellis2.baking.shells import (
     close_surface,
     orient_double_sided,
@@ -262,7 +263,9 @@ class _GeometryBake:
             side = min(self.decoded.resolution, options.remesh_resolution)
             surface = Surface(vertices, faces)
             return remesh(surface, side, options.remesh_band, str(vertices.device))
-        shells = close_surface(vertices, faces, voxel, min_thickness=options.min_thickness)
+        clear = clear_faces(vertices, faces, self.decoded, options.alpha_mode)
+        thickness = options.min_thickness
+        shells = close_surface(vertices, faces, voxel, min_thickness=thickness, clear=clear)
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
         return shells.vertices, shells.faces
 
