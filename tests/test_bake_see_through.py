@@ -14,6 +14,7 @@ from trellis_runtime.engines.trellis2.baking.alpha import clear_alpha
 from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, bake_surface
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.baking.see_through import clear_faces
+from trellis_runtime.engines.trellis2.baking.shells import close_surface
 
 SIDE = 48
 OUTER, INNER = 0.4, 0.2
@@ -123,3 +124,51 @@ def test_less_than_a_thousandth_of_the_area_is_not_glass() -> None:
     alpha[:9] = 0.4  # under the cutoff: cut away, once there is enough of it
     area[:9] = 2
     assert clear_alpha(alpha, area).nonzero()[:, 0].tolist() == list(range(9))
+
+
+# A shell that leaks, as no hole was filled: which sides go is decided by rays, not by volume.
+
+
+def leaking(holes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """A ball with some of its 5120 faces missing."""
+    made = trimesh.creation.icosphere(4, OUTER)
+    chosen = np.random.default_rng(1).permutation(len(made.faces))[:holes]
+    left = np.setdiff1d(np.arange(len(made.faces)), chosen)
+    return torch.tensor(made.vertices).float(), torch.tensor(made.faces[left]).int()
+
+
+def test_a_leaking_glass_gets_no_inside() -> None:
+    points, faces = leaking()
+    clear = torch.ones(len(faces), dtype=torch.bool)
+    report = close_surface(points, faces, 1 / 64, clear=clear).report
+    assert report.hidden_faces == len(faces)
+    assert report.capped_loops == 12
+
+
+@pytest.mark.parametrize("glass", [0.0, 0.2])
+def test_the_inside_of_an_opaque_wall_stays_where_glass_shows_it(glass: float) -> None:
+    points, faces = leaking()
+    height = points[faces.long()].mean(1)[:, 2]
+    clear = height > OUTER * (1 - 2 * glass)
+    assert float(clear.double().mean()) == pytest.approx(glass, abs=0.01)
+    report = close_surface(points, faces, 1 / 64, clear=clear if glass else None).report
+    assert report.hidden_faces == (0 if glass else len(faces))
+
+
+@pytest.mark.parametrize("glass", [False, True])
+@pytest.mark.parametrize("holes", [0, 12])
+def test_a_sheet_in_a_glass_stays(holes: int, glass: bool) -> None:
+    points, faces = leaking(holes)
+    square = trimesh.Trimesh(
+        [[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], [[0, 1, 2], [0, 2, 3]]
+    )
+    for _ in range(4):
+        square = square.subdivide()
+    square.apply_scale(0.15)
+    both = torch.cat([points, torch.tensor(square.vertices).float()])
+    every = torch.cat([faces, torch.tensor(square.faces).int() + len(points)])
+    clear = torch.arange(len(every)) < len(faces)
+    shells = close_surface(both, every, 1 / 64, clear=clear if glass else None)
+    made = trimesh.Trimesh(shells.vertices.numpy(), shells.faces.numpy(), process=False)
+    inside = np.linalg.norm(made.triangles_center, axis=1) < 0.3
+    assert made.area_faces[inside].sum() == pytest.approx(2 * 0.3**2 if glass else 0, rel=1e-3)
