@@ -18,9 +18,9 @@ from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2 import Trellis2Engine
-from trellis_runtime.engines.trellis2.baking.ahead import geometry_beside
+from trellis_runtime.engines.trellis2.baking.ahead import GeometryAhead, geometry_beside
 from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, geometry_bytes
-from trellis_runtime.engines.trellis2.baking.decoded import DecodedSurface
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
 from trellis_runtime.errors import DeadlineExceeded, JobCancelled, OutOfVram
 from trellis_runtime.settings import Trellis2
 
@@ -124,20 +124,42 @@ def box() -> DecodedSurface:
     return DecodedSurface(corners, torch.tensor(faces, dtype=torch.int32), 512)
 
 
+def coloured(surface: DecodedSurface, alpha: float = 1.0) -> Decoded:
+    """The surface with a voxel at each vertex."""
+    cells = ((surface.vertices + 0.5) * surface.resolution).int()
+    values = torch.full((len(cells), 6), alpha)
+    return Decoded(surface.vertices, surface.faces, cells, values, surface.resolution)
+
+
 def test_geometry_that_finds_no_surface_is_left_to_the_bake() -> None:
     flat = DecodedSurface(torch.zeros(3, 3), torch.tensor([[0, 1, 2]], dtype=torch.int32), 512)
     scope = JobScope("x")
     with geometry_beside(flat, OPTIONS, CPU, scope) as ahead:
         pass
-    assert ahead.fit_for(OPTIONS) is None
+    assert ahead.fit_for(OPTIONS, coloured(flat)) is None
     assert scope.beside == {}
 
 
 def test_geometry_is_for_the_bake_that_it_was_made_for() -> None:
     with geometry_beside(box(), OPTIONS, CPU, JobScope("x")) as ahead:
         pass
-    assert ahead.fit_for(OPTIONS) is not None
-    assert ahead.fit_for(replace(OPTIONS, texture_size=512)) is None
+    assert ahead.fit_for(OPTIONS, coloured(box())) is not None
+    assert ahead.fit_for(replace(OPTIONS, texture_size=512), coloured(box())) is None
+
+
+def test_geometry_is_made_again_where_alpha_shows_what_it_had_dropped() -> None:
+    outer = box()
+    middle = outer.vertices.mean(0)
+    corners = torch.cat([outer.vertices, middle + (outer.vertices - middle) / 3])
+    nested = DecodedSurface(corners, torch.cat([outer.faces, outer.faces + 8]), 512)
+    for surface, shown in ((nested, False), (outer, True)):
+        with geometry_beside(surface, OPTIONS, CPU, JobScope("x")) as ahead:
+            pass
+        opaque, glass = coloured(surface), coloured(surface, 0.3)
+        assert ahead.fit_for(OPTIONS, opaque) is not None
+        assert (ahead.fit_for(OPTIONS, glass) is not None) == shown
+        asked = replace(OPTIONS, alpha_mode="opaque")
+        assert GeometryAhead(asked, ahead.geometry).fit_for(asked, glass) is not None
 
 
 def test_a_fault_of_the_geometry_is_raised() -> None:

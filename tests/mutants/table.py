@@ -1023,6 +1023,48 @@ _BY_VALUES = f"{_JOINTS}test_the_asset_is_the_marked_shape_by_values[512]"
 
 _BAKE: tuple[Mutant, ...] = (
     Mutant(
+        "what is translucent hides nothing",
+        f"{_BAKING}/visibility.py",
+        "kept & ~known[part], count, through=True)",
+        "kept & ~known[part], count)",
+        ("tests/test_bake_see_through.py::test_what_is_cut_away_hides_nothing",),
+    ),
+    Mutant(
+        "rays pass clear faces only where it is asked what can be seen",
+        f"{_BAKING}/visibility.py",
+        "self._opaque if through else self._all",
+        "self._opaque",
+        ("tests/test_bake_see_through.py::test_a_leaking_glass_gets_no_inside",),
+    ),
+    Mutant(
+        "what glass shows of an opaque wall's inside and of a sheet is not dropped",
+        f"{_BAKING}/visibility.py",
+        "    if view.clear is not None:\n        dark",
+        "    if False:\n        dark",
+        (
+            "tests/test_bake_see_through.py::test_the_inside_of_an_opaque_wall_stays_where_glass_shows_it[0.2]",
+            "tests/test_bake_see_through.py::test_a_sheet_in_a_glass_stays[0-True]",
+        ),
+    ),
+    Mutant(
+        "geometry made without colours is made again where alpha shows what it dropped",
+        f"{_BAKING}/bake.py",
+        "        if self.hidden == 0:",
+        "        if True:",
+        (
+            "tests/test_joints_overlap.py::test_geometry_is_made_again_where_alpha_shows_what_it_had_dropped",
+        ),
+    ),
+    Mutant(
+        "an opaque face beside another chart's glass is not blended",
+        f"{_BAKING}/alpha.py",
+        "torch.where(raster.covered, floor, alpha.float())",
+        "floor",
+        (
+            "tests/test_bake_see_through.py::test_the_body_in_the_glass_has_its_own_colour_and_is_not_blended",
+        ),
+    ),
+    Mutant(
         "metallic is blue and roughness is green",
         f"{_BAKING}/texels.py",
         "[np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]]",

@@ -592,10 +592,11 @@ class Trellis2Generation:
             vram.reclaim(self._device)
         decoded = require_product(self._products.decoded)
         options, ahead = BakeOptions.of(plan), self._products.ahead
-        geometry = ahead.fit_for(options) if ahead is not None else None
+        geometry = ahead.fit_for(options, decoded) if ahead is not None else None
         if geometry is None:
             on_host: HostWork = partial(self._in_flight.baton.let_go, turn)
-            geometry = bake_geometry(decoded.surface, options, self._device, scope, on_host)
+            surface, device = decoded.surface, self._device
+            geometry = bake_geometry(surface, options, device, scope, on_host, colors=decoded)
         asset = bake_texture(decoded, geometry, options, self._device, scope)
         told: dict[str, Any] = {"resolution": decoded.resolution}
         if self._widened:

@@ -1,7 +1,8 @@
 """The bake's geometry on a thread of its own, while the stage that began it does something else.
 
-It needs no colours, so that it can run while the texture is sampled. It has ended when that stage
-ends, whatever happens; where it failed for want of memory the bake makes it again, in its turn.
+It can do without colours, so that it runs while the texture is sampled. It has ended when that
+stage ends, whatever happens; where it failed for want of memory, or dropped as hidden what alpha
+shows, the bake makes it again, in its turn.
 
 On a card both threads give their work to the device's default stream: what each computes is the
 same as alone, in whatever order the pieces come.
@@ -19,7 +20,7 @@ import torch
 
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.engines.trellis2.baking.bake import BakeOptions, Geometry, bake_geometry
-from trellis_runtime.engines.trellis2.baking.decoded import DecodedSurface
+from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.errors import MeshRejected, OutOfVram
 from trellis_runtime.logs import logger
@@ -32,9 +33,11 @@ class GeometryAhead:
     options: BakeOptions
     geometry: Geometry | None = None
 
-    def fit_for(self, options: BakeOptions) -> Geometry | None:
-        """Return the geometry if it is what a bake with `options` would make."""
-        return self.geometry if options == self.options else None
+    def fit_for(self, options: BakeOptions, decoded: Decoded) -> Geometry | None:
+        """Return the geometry if it is what a bake of `decoded` with `options` would make."""
+        if self.geometry is None or options != self.options:
+            return None
+        return self.geometry if self.geometry.suits(decoded, options) else None
 
 
 @contextmanager

@@ -61,17 +61,38 @@ def vertex_transparency(alpha: Tensor, choice: AlphaChoice = "auto") -> AlphaMod
     return _decided(opaque, between) if choice == "auto" else _MODES[choice]
 
 
+def all_opaque(alpha: Tensor) -> bool:
+    """Whether all of alpha (N,) in 0..1 is opaque."""
+    return bool((alpha > _OPAQUE).all())
+
+
+def clear_alpha(alpha: Tensor, area: Tensor, choice: AlphaChoice = "auto") -> Tensor:
+    """Return (F,) bool: with which alpha (F,) in 0..1 a face of area (F,) lets one see through it.
+
+    With no mode that is cut or blended, none does; with MASK those under the cutoff, with BLEND
+    those that are less than opaque.
+    """
+    weight = area.double() / area.double().sum().clamp(min=1e-30)
+    low, high = _BETWEEN
+    opaque = float((weight * (alpha > _OPAQUE)).sum())
+    between = float((weight * ((alpha > low) & (alpha < high))).sum())
+    mode = _decided(opaque, between) if choice == "auto" else _MODES[choice]
+    limit = {"OPAQUE": -1.0, "MASK": CUTOFF, "BLEND": _OPAQUE}[mode]
+    return alpha < limit
+
+
 def translucent_faces(alpha: Tensor, raster: Raster) -> Tensor:
     """Return (F,) bool: faces that alpha (S, S) uint8 makes less than opaque anywhere.
 
-    A face reads the texels that it shows and those around them; one too small to show any reads
-    those around its centre.
+    A face reads the texels that it covers and those around them, and those that it touches; one too
+    small to have any reads those around its centre. Those around the touched are another chart's.
     """
     floor = (-torch.nn.functional.max_pool2d(-alpha[None, None].float(), 3, 1, 1))[0, 0]
     owner = raster.face_of
     shown = owner >= 0
+    read = torch.where(raster.covered, floor, alpha.float())
     least = torch.full((len(raster.faces),), 256.0, device=alpha.device)
-    least.scatter_reduce_(0, owner[shown].long(), floor[shown], "amin")
+    least.scatter_reduce_(0, owner[shown].long(), read[shown], "amin")
     unseen = (least > 255).nonzero()[:, 0]
     centre = raster.texel_of_centre(unseen)
     least[unseen] = floor.reshape(-1)[centre]

@@ -10,8 +10,8 @@ memory it needs. Where the card has less, `OutOfVram` says so before anything is
 `options.chunked` the steps that do not fit run on the host instead, and blocks are small.
 
 Long because both halves are one story. The first line of the diagram, down to unwrapping, is
-`bake_geometry`: it needs no colours, so it can begin before there are any. The rest is
-`bake_texture`.
+`bake_geometry`: it can begin before there are colours, and is made again only where alpha shows
+what was dropped as hidden. The rest is `bake_texture`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.quality import Baked, measure_quality
 from trellis_runtime.engines.trellis2.baking.raster import rasterize
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
+from trellis_runtime.engines.trellis2.baking.see_through import clear_faces
 from trellis_runtime.engines.trellis2.baking.shells import (
     close_surface,
     orient_double_sided,
@@ -103,7 +104,7 @@ def bake(
 ) -> Asset:
     """Return the textured asset that `plan` asks for, with its quality report."""
     options = BakeOptions.of(plan)
-    geometry = bake_geometry(decoded.surface, options, device, scope, on_host)
+    geometry = bake_geometry(decoded.surface, options, device, scope, on_host, colors=decoded)
     return bake_texture(decoded, geometry, options, device, scope)
 
 
@@ -115,7 +116,7 @@ def bake_surface(
 ) -> Asset:
     """Return the textured asset, computed on `device`; raises `MeshRejected` or `OutOfVram`."""
     scope = scope or JobScope("bake")
-    geometry = bake_geometry(decoded.surface, options, device, scope)
+    geometry = bake_geometry(decoded.surface, options, device, scope, colors=decoded)
     return bake_texture(decoded, geometry, options, device, scope)
 
 
@@ -124,13 +125,21 @@ class Geometry:
     """An asset's surface as it will be, still without colours.
 
     vertices (V, 3) float32 and faces (F, 3) integer, in the decoder's axes; normals (V, 3) unit;
-    layout: the charts, None where the colours will be at the vertices.
+    layout: the charts, None where the colours will be at the vertices. hidden: how many faces were
+    dropped because nobody can see them.
     """
 
     vertices: Tensor
     faces: Tensor
     normals: Tensor
     layout: Layout | None
+    hidden: int = 0
+
+    def suits(self, decoded: Decoded, options: BakeOptions) -> bool:
+        """Whether geometry that was made without colours is what these would have given, too."""
+        if self.hidden == 0:
+            return True
+        return clear_faces(decoded.vertices, decoded.faces, decoded, options.alpha_mode) is None
 
 
 def bake_geometry(
@@ -139,9 +148,14 @@ def bake_geometry(
     device: torch.device | str,
     scope: JobScope,
     on_host: HostWork = nullcontext,
+    *,
+    colors: Decoded | None = None,
 ) -> Geometry:
-    """Return `surface` closed, decimated and unwrapped; raises `MeshRejected` or `OutOfVram`."""
-    return _GeometryBake(surface, options, torch.device(device), scope, on_host).run()
+    """Return `surface` closed, decimated and unwrapped; raises `MeshRejected` or `OutOfVram`.
+
+    colors: where they are there already; what lies behind translucent faces then stays.
+    """
+    return _GeometryBake(surface, options, torch.device(device), scope, on_host, colors).run()
 
 
 def bake_texture(
@@ -210,9 +224,10 @@ class _GeometryBake:
         device: torch.device,
         scope: JobScope,
         on_host: HostWork,
+        colors: Decoded | None,
     ) -> None:
         self.options, self.device, self.scope = options, device, scope
-        self.on_host = on_host
+        self.on_host, self.colors, self.hidden = on_host, colors, 0
         self.decoded = surface.to(device)
         self._part = _Steps(scope).part
 
@@ -222,7 +237,7 @@ class _GeometryBake:
             raise MeshRejected("no face is left after decimation")
         normals = vertex_normals(vertices, faces)
         if self.options.texture_size == 0:
-            return Geometry(vertices, faces, normals, None)
+            return Geometry(vertices, faces, normals, None, self.hidden)
         with self._part("unwrap"):
             layout = unwrap(vertices, faces, self.options.texture_size, on_host=self.on_host)
         logger().info(
@@ -232,7 +247,7 @@ class _GeometryBake:
             redone=layout.redone,
             utilization=round(layout.utilization, 4),
         )
-        return Geometry(vertices, faces, normals, layout)
+        return Geometry(vertices, faces, normals, layout, self.hidden)
 
     def _shape(self) -> tuple[Tensor, Tensor]:
         """Return vertices (V, 3) and faces (F, 3) of the asset's surface, within the budget."""
@@ -262,7 +277,11 @@ class _GeometryBake:
             side = min(self.decoded.resolution, options.remesh_resolution)
             surface = Surface(vertices, faces)
             return remesh(surface, side, options.remesh_band, str(vertices.device))
-        shells = close_surface(vertices, faces, voxel, min_thickness=options.min_thickness)
+        clear, thickness = None, options.min_thickness
+        if self.colors is not None:
+            clear = clear_faces(vertices, faces, self.colors, options.alpha_mode)
+        shells = close_surface(vertices, faces, voxel, min_thickness=thickness, clear=clear)
+        self.hidden = shells.report.hidden_faces + shells.report.enclosed_faces
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
         return shells.vertices, shells.faces
 

@@ -36,6 +36,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
 )
 from trellis_runtime.engines.trellis2.baking.sides import (
     Links,
+    clean_face_numbers,
     clean_faces,
     corner_copies,
     joined_half_edges,
@@ -89,24 +90,31 @@ def shells_bytes(faces: int) -> int:
 
 
 def close_surface(
-    vertices: Tensor, faces: Tensor, voxel: float, *, min_thickness: float = 0.0
+    vertices: Tensor,
+    faces: Tensor,
+    voxel: float,
+    *,
+    min_thickness: float = 0.0,
+    clear: Tensor | None = None,
 ) -> Shells:
     """Return closed shells on the surface of vertices (V, 3) and faces (F, 3), in any order.
 
     voxel: side of a voxel, in the mesh's units, by which thin is told from solid. min_thickness:
     what open sheets are thickened to, in the mesh's units, tapering to their rims; solids stay as
-    they are. Raises `MeshRejected` where nothing is left.
+    they are. clear (F,) bool: faces that one sees through; what lies behind them is not hidden.
+    Raises `MeshRejected` where nothing is left.
     """
-    made, counts = _kept_sides(vertices, faces, voxel)
+    made, counts = _kept_sides(vertices, faces, voxel, clear)
     points = _moved_apart(made, min_thickness, _APART * voxel)
     return _finished(points, made.faces, **counts)
 
 
 def _kept_sides(
-    vertices: Tensor, faces: Tensor, voxel: float
+    vertices: Tensor, faces: Tensor, voxel: float, clear: Tensor | None
 ) -> tuple[_Assembled, dict[str, float]]:
     """Return the mesh of those sides that bound something and can be seen, and what was counted."""
-    faces = clean_faces(faces, len(vertices))
+    chosen = clean_face_numbers(faces, len(vertices))
+    faces, clear = faces[chosen].long(), None if clear is None else clear[chosen]
     if len(faces) == 0:
         raise MeshRejected("the decoded surface has no face with an area; another seed may help")
     links = link_sides(vertices, faces)
@@ -114,7 +122,7 @@ def _kept_sides(
     both = kept[0::2] & kept[1::2]
     area = _areas(vertices, faces)
     thin = float((area * both).sum() / area.sum().clamp(min=1e-30))
-    hidden, enclosed = hidden_sides(vertices, faces, links, kept, area, voxel)
+    hidden, enclosed = hidden_sides(vertices, faces, links, kept, area, voxel, clear)
     kept = kept & ~hidden & ~enclosed
     if not bool(kept.any()):
         raise MeshRejected(

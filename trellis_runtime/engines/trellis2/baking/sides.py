@@ -39,16 +39,20 @@ class Links:
 
 def clean_faces(faces: Tensor, count: int) -> Tensor:
     """Return faces (F', 3) int64 without those that use a vertex twice, or that came before."""
-    faces = faces.long()
+    return faces[clean_face_numbers(faces, count)].long()
+
+
+def clean_face_numbers(faces: Tensor, count: int) -> Tensor:
+    """Return which faces (F',) int64, ascending, use no vertex twice and did not come before."""
     a, b, c = faces.unbind(1)
-    faces = faces[(a != b) & (b != c) & (c != a)]
-    ordered = faces.sort(1).values
+    number = ((a != b) & (b != c) & (c != a)).nonzero()[:, 0]
+    ordered = faces[number].long().sort(1).values
     order = (ordered[:, 1] * count + ordered[:, 2]).argsort(stable=True)
     order = order[ordered[order, 0].argsort(stable=True)]
     ordered = ordered[order]
     first = torch.ones(len(order), dtype=torch.bool, device=faces.device)
     first[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    return faces[order[first].sort().values]
+    return number[order[first].sort().values]
 
 
 def link_sides(vertices: Tensor, faces: Tensor) -> Links:

@@ -11,6 +11,9 @@ a leak from the mouth of a vase is how wide it is, not how much sky it shows: fo
 than the neck of a bottle does. So a ray counts as escaping only if four more beside it do, two
 voxels away: together they pass no round hole of under four voxels across, and no slit of under
 2.8. Rays go in random directions of a side's half-space, the same ones on any device.
+
+Faces that one sees through (`clear`) stop no ray where the question is what can be seen: what lies
+in a glass stays. They do where it is what leaked: the glass's own inside is dropped as any other's.
 """
 
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
@@ -81,43 +84,57 @@ def _escaping(
 
 
 def hidden_sides(
-    vertices: Tensor, faces: Tensor, links: Links, kept: Tensor, area: Tensor, voxel: float
+    vertices: Tensor,
+    faces: Tensor,
+    links: Links,
+    kept: Tensor,
+    area: Tensor,
+    voxel: float,
+    clear: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return which kept sides (2 F,) bool are the insides of leaks, and which lie within others.
 
-    area (F,) float64: of the faces. No ray is sent where hardly any face has kept both its sides
-    and all that is kept hangs together.
+    area (F,) float64: of the faces. clear (F,) bool: faces that one sees through, None for none.
+    No ray is sent where hardly any face kept both its sides and all that is kept hangs together.
     """
-    view = _View(vertices, faces, area.repeat_interleave(2), voxel)
+    view = _View(vertices, faces, area.repeat_interleave(2), voxel, clear)
     leaked, bright = _leaked(view, links, kept)
     return leaked, _enclosed(view, links, kept & ~leaked, bright)
 
 
 class _View:
-    """Rays from the sides of a surface; the tree over its faces is built when first needed."""
+    """Rays from the sides of a surface; the trees over its faces are built when first needed."""
 
-    def __init__(self, vertices: Tensor, faces: Tensor, area: Tensor, voxel: float) -> None:
+    def __init__(
+        self, vertices: Tensor, faces: Tensor, area: Tensor, voxel: float, clear: Tensor | None
+    ) -> None:
         self.vertices, self.faces, self.voxel = vertices.float(), faces, voxel
-        self.area = area
-        self._surface = Surface(self.vertices, faces.int())
+        self.area, self.clear = area, clear
+        self._all = self._opaque = Surface(self.vertices, faces.int())
+        if clear is not None:
+            self._opaque = Surface(self.vertices, faces[~clear].int())
 
-    def of_parts(self, part: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of_parts(
+        self, part: Tensor, asked: Tensor, count: int, *, through: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return, part by part (count,): the share of rays that escape from its `asked` sides, the
         share of sides of which a wide one does, and whether it was large enough to be asked.
 
-        part (2 F,) int64: which part a side belongs to.
+        part (2 F,) int64: which part a side belongs to. through: whether rays pass clear faces.
         """
         area = exact_sum_by(part[asked], self.area[asked][:, None], count)[:, 0]
         large = area > _SMALL_PART * float(self.area.sum() / 2)
         sides = _sampled(part, asked & large[part], count)
-        free = self._free(sides)
+        free = self._free(sides, self._opaque if through else self._all)
         found = torch.stack([(free > 0).double().mean(1), (free > 1).any(1).double()], 1)
         number = torch.bincount(part[sides], minlength=count).clamp(min=1)
         shares = exact_sum_by(part[sides], found, count) / number[:, None]
         return shares[:, 0], shares[:, 1], large
 
-    def _free(self, sides: Tensor) -> Tensor:
+    def _free(self, sides: Tensor, among: Surface) -> Tensor:
         """Return how free (N, rays) int32 the rays of each side are, as `_escaping` says it."""
+        if len(among.faces) == 0:
+            return torch.full((len(sides), _RAYS), 2, dtype=torch.int32, device=sides.device)
         a, b, c = (self.vertices[self.faces[sides // 2, i]] for i in range(3))
         normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
         normal = torch.where((sides % 2 == 1)[:, None], -normal, normal).contiguous()
@@ -127,7 +144,7 @@ class _View:
         if len(free):
             given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, normal, directions)]
             wide = [_RAYS, _WIDE * self.voxel, warp.from_torch(free)]
-            launch(_escaping, len(free), [self._surface.bvh_id(), *given, *wide], free)
+            launch(_escaping, len(free), [among.bvh_id(), *given, *wide], free)
         return free.reshape(-1, _RAYS)
 
 
@@ -142,14 +159,29 @@ def _leaked(view: _View, links: Links, kept: Tensor) -> tuple[Tensor, Tensor]:
     part, count = numbered(side_components(links, len(view.faces), links.plain))
     thin, wide, asked = view.of_parts(part, both, count)
     dark = asked & (wide < _SKY) & (thin < _PRICKS)
+    black = asked & (wide < _SKY) & (thin < _BLACK)
+    if view.clear is not None:
+        dark, black = _seen_through(view, view.clear, part, both, dark, black)
     bright = (asked & (wide >= _SKY))[part] & both
     if not bool(dark.any()):
         return none, bright
-    black = asked & (wide < _SKY) & (thin < _BLACK)
     leaked = both & _as_their_neighbours(links, part, dark, asked)[part]
     # A face that is dark on both sides is a sheet in a shadow: it stays, unless it is black.
     shadow = leaked & leaked.reshape(-1, 2).flip(1).reshape(-1)
     return leaked & (~shadow | black[part]), bright
+
+
+def _seen_through(
+    view: _View, clear: Tensor, part: Tensor, both: Tensor, dark: Tensor, black: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return which parts (count,) bool are dark and which are black, those apart that are seen
+    through clear faces: with the opaque ones of their own sides not dark, with any not black.
+    """
+    opaque = both & ~clear.repeat_interleave(2)
+    thin, wide, asked = view.of_parts(part, opaque, len(dark), through=True)
+    dark = dark & ~(asked & ((wide >= _SKY) | (thin >= _PRICKS)))
+    thin, wide, asked = view.of_parts(part, both, len(dark), through=True)
+    return dark, black & ~(asked & ((wide >= _SKY) | (thin >= _BLACK)))
 
 
 def _as_their_neighbours(links: Links, part: Tensor, dark: Tensor, asked: Tensor) -> Tensor:
@@ -176,7 +208,7 @@ def _enclosed(view: _View, links: Links, kept: Tensor, bright: Tensor) -> Tensor
     none = torch.zeros_like(kept)
     if len(part[kept].unique()) < 2:  # type: ignore[no-untyped-call]
         return none
-    thin, wide, asked = view.of_parts(part, kept & ~known[part], count)
+    thin, wide, asked = view.of_parts(part, kept & ~known[part], count, through=True)
     unseen = asked & (wide == 0) & (thin < _PRICKS)
     hidden = kept & unseen[part]
     return none if bool((hidden == kept).all()) else hidden
