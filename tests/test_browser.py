@@ -58,7 +58,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         driver.quit()
 
 
-def until(browser: Any, condition: Any, seconds: float = 90) -> Any:
+def until(browser: Any, condition: Any, seconds: float = 40) -> Any:
     return WebDriverWait(browser, seconds, 0.1).until(condition)
 
 

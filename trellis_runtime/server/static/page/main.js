@@ -89,7 +89,9 @@ async function open(id) {
   say(null);
   location.hash = `job=${id}`;
   const job = await viewer.find(id);
+  if (matchMedia("(max-width: 900px)").matches) $("stage").scrollIntoView({ block: "start" });
   await display(job);
+  film().catch((err) => say(err.message));  // the job that is shown is marked there
   if (job.state === "running") follow(id).catch((err) => say(err.message));
 }
 
@@ -158,8 +160,9 @@ async function card(job) {
     onclick: () => open(job.id).catch((err) => say(err.message)) }, image, h("span", {}, state), h("span", { class: "quiet" }, label), job.summary?.warnings ? h("span", { class: "mark", title: "has warnings" }, "!") : null));
 }
 
-let drawing = false;
+let drawing = false, wanted = false;
 async function film() {
+  wanted = drawing;  // once more, for what has changed since
   if (drawing) return;
   drawing = true;
   try {
@@ -169,6 +172,7 @@ async function film() {
     else $("history").replaceChildren(h("li", { class: "note" }, "none yet"));
     if (jobs.some((job) => job.state === "running")) setTimeout(film, 1500);
   } finally { drawing = false; }
+  if (wanted) await film();
 }
 
 async function refreshExpected() {
