@@ -231,6 +231,7 @@ def test_what_is_not_run_says_why_and_can_be_parsed(tmp_path: Path) -> None:
         "CI runs both verbs itself",
         "CI runs this verb itself",
         "needs Docker and a Hugging Face token",
+        "needs real weights and a card",
         "takes minutes, and a GPU for what it compares",
     ]
     for snippet in left:
