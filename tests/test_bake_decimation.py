@@ -101,7 +101,7 @@ def test_a_rim_stays_where_it_is() -> None:
 @pytest.mark.parametrize("target", [2000, 200])
 def test_a_thin_sheet_with_two_sides_does_not_fall_through_itself(target: int) -> None:
     sheet = trimesh.creation.box((0.9, 0.7, 0.0002))
-    for _ in range(6):
+    for _ in range(5):
         sheet = sheet.subdivide()
     mesh = as_mesh(decimate(*tensors(sheet), target))
     assert len(mesh.faces) == target  # past the rim's strips, a thousand times as long as wide
