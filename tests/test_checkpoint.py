@@ -110,9 +110,13 @@ def test_its_pipeline_names_what_the_samplers_need(folder: Path) -> None:
 def cached(folder: Path, commit: str, said: str) -> Path:
     """A repository as a hub's cache keeps it: `commit` is there, `refs/main` names `said`."""
     snapshot = folder / "snapshots" / commit
+    numbers = {"mean": [0.5], "std": [2.0]}
+    arguments = {"models": {"a": "ckpts/a"}} | {
+        f"{latent}_slat_normalization": numbers for latent in ("shape", "tex")
+    }
     for name in ("pipeline.json", "ckpts/a.json", "ckpts/a.safetensors"):
         (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).write_text(json.dumps({"args": {"models": {"a": "ckpts/a"}}}))
+        (snapshot / name).write_text(json.dumps({"args": arguments}))
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text(said)
     return snapshot

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ from typing import Any
 import requests
 
 from tests.chaos.plan import Way
-from tests.chaos.run import History, Sample, Scene, may_try_again, told
+from tests.chaos.run import History, Sample, Scene, content_hash, may_try_again, told
 from tests.seaweed import BUCKET
 
 
@@ -115,8 +114,9 @@ def _judge_result(scene: Scene, history: History, answer: dict[str, Any], verdic
     except requests.RequestException as err:
         _wrong(verdict, "lost", f"{job_id}: the link does not work: {err}")
         return
-    got = hashlib.sha256(data).hexdigest()
-    if got == right == answer["artifact"]["sha256"]:
+    got = content_hash(data)
+    whole = hashlib.sha256(data).hexdigest() == answer["artifact"]["sha256"]
+    if whole and got == right:
         verdict.delivered += 1
     elif got in scene.alone.values():
         _wrong(verdict, "mixed", f"{job_id} has another picture's asset")
@@ -126,14 +126,9 @@ def _judge_result(scene: Scene, history: History, answer: dict[str, Any], verdic
 
 def _received(scene: Scene, history: History, answer: dict[str, Any]) -> bytes:
     """Return the GLB as its caller gets it."""
-    artifact = answer["artifact"]
-    if artifact.get("base64"):
-        return base64.b64decode(artifact["base64"])
     if history.ask.way is Way.UPLOAD:
         return _object(scene, f"uploads/{history.ids[-1]}.glb")
-    got = requests.get(answer["glb_url"], timeout=30, verify=str(scene.bundle))
-    got.raise_for_status()
-    return got.content
+    return scene.received(answer)
 
 
 def _object(scene: Scene, key: str) -> bytes:
@@ -168,7 +163,7 @@ def _judge_bucket(scene: Scene, verdict: Verdict) -> None:
         folder, _, name = key.rpartition("/")
         folders[folder].add(name)
     for key in folders.pop("uploads", set()):
-        if hashlib.sha256(_object(scene, f"uploads/{key}")).hexdigest() not in scene.alone.values():
+        if content_hash(_object(scene, f"uploads/{key}")) not in scene.alone.values():
             _wrong(verdict, "half", f"uploads/{key} is not whole")
     for name in folders.pop("trellis2/.check", set()):
         _wrong(verdict, "scratch", f"trellis2/.check/{name} is left in the bucket")

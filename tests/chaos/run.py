@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shutil
 import signal
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import requests
 from botocore.config import Config
 
 from tests.chaos.plan import Ask, Incident, Round, Way
@@ -25,6 +28,8 @@ from tests.plane import Plane, Record, WorkerProcess
 from tests.s3_proxy import Proxy
 from tests.seaweed import BUCKET, KEY_ID, SECRET, SeaweedFs, bucket_variables
 from tests.test_mixed import PICTURES, request
+from trellis_runtime.assets.glb_reader import read_document
+from trellis_runtime.errors import GlbRejected
 
 PATIENCE_S = 240.0
 """Seconds that the jobs of one round have in all: what is not answered by then is lost."""
@@ -34,6 +39,17 @@ MOST_TRIES = 8
 
 _FULL_S = 2.0
 _BALLAST = 128 * 2**20
+
+
+def content_hash(glb: bytes) -> str:
+    """Return the SHA-256 of a GLB's geometry and textures; "" for what is no whole GLB.
+
+    Its JSON tells of the request, which differs from one way of delivery to the next.
+    """
+    try:
+        return hashlib.sha256(read_document(glb)[1]).hexdigest()
+    except GlbRejected:
+        return ""
 
 
 @dataclass(slots=True)
@@ -75,7 +91,7 @@ class Scene:
     client: Any
     """A client of the store itself, past the proxy."""
     alone: dict[int, str] = field(default_factory=dict)
-    """Each picture's asset, made before the weather turned: SHA-256."""
+    """Each picture's asset, made before the weather turned: its `content_hash`."""
     histories: list[History] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     lives: int = 1
@@ -90,9 +106,17 @@ class Scene:
         asked = [self.plane.submit(request(number)) for number in range(PICTURES)]
         for number, job_id in enumerate(asked):
             output = self.plane.result(job_id).output
-            self.alone[number] = output["artifact"]["sha256"]
+            self.alone[number] = content_hash(self.received(output))
         if len(set(self.alone.values())) != PICTURES:
             raise AssertionError("the pictures' assets do not differ")
+
+    def received(self, answer: dict[str, Any]) -> bytes:
+        """Return the GLB of an answer: what is in it, or what its link leads to."""
+        if answer["artifact"].get("base64"):
+            return base64.b64decode(answer["artifact"]["base64"])
+        got = requests.get(answer["glb_url"], timeout=30, verify=str(self.bundle))
+        got.raise_for_status()
+        return got.content
 
     def play(self, part: Round) -> None:
         """Send one round's jobs and live through its incidents."""
