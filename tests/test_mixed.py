@@ -9,6 +9,8 @@ import asyncio
 import base64
 import os
 import random
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import encoded
+from trellis_runtime.engines.embedded import surface as embedded_surface
+from trellis_runtime.engines.embedded.surface import Surface, decimate
 from trellis_runtime.worker.worker import Worker
 
 JOBS = int(os.environ.get("MIXED_JOBS", "40"))
@@ -71,3 +75,36 @@ def test_no_job_gets_what_another_made(
     mixed = [j for j, n in enumerate(order) if together[j] != alone[n]]
     print(f"mixed: {len(mixed)} of {JOBS} jobs at {side_by_side}")
     assert mixed == []
+
+
+def test_the_library_that_keeps_one_mesh_is_entered_by_one_job_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Watched at its door: the mix itself shows only when threads meet inside it."""
+    library = embedded_surface.fast_simplification
+    real, inside, most = library.simplify, [], []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.3)  # long enough for another to come in beside it
+        try:
+            return real(*arguments, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(library, "simplify", watched)
+    grid = np.stack(np.meshgrid(*[np.arange(12.0)] * 2), -1).reshape(-1, 2).astype(np.float32)
+    vertices = np.concatenate([grid, np.zeros((144, 1), np.float32)], axis=1)
+    first = np.array(
+        [[r * 12 + c, r * 12 + c + 1, r * 12 + c + 12] for r in range(11) for c in range(11)]
+    )
+    threads = [
+        threading.Thread(target=decimate, args=(Surface(vertices, first), 20)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) >= 3
+    assert max(most) == 1

@@ -788,7 +788,9 @@ _DELIVERY: tuple[Mutant, ...] = (
         "trellis_runtime/engines/embedded/surface.py",
         "        with _SIMPLIFYING:",
         "        if True:",
-        ("tests/test_mixed.py::test_no_job_gets_what_another_made",),
+        (
+            "tests/test_mixed.py::test_the_library_that_keeps_one_mesh_is_entered_by_one_job_at_a_time",
+        ),
     ),
     Mutant(
         "an engine's own limit on jobs side by side is obeyed",
