@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.mutants.run import Verdict, apply, judge, tree_files
+from tests.mutants.run import Verdict, apply, judge, part_of, tree_files
 from tests.mutants.table import MUTANTS, Mutant
 
 SOURCE = "def double(x):\n    return 2 * x\n"
@@ -61,3 +61,10 @@ def test_every_text_of_the_table_is_there_once_and_no_row_is_there_twice(tmp_pat
         apply(mutant, tmp_path / str(number))
         if copy.suffix == ".py":
             compile(copy.read_text(), mutant.file, "exec")
+
+
+def test_parts_take_each_row_once() -> None:
+    parts = [part_of(MUTANTS, f"{number}/3") for number in range(40, 43)]
+    taken = [row for part in parts for row in part]
+    assert sorted(row.rule for row in taken) == sorted(row.rule for row in MUTANTS)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
