@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from handler import leave, serve
-from trellis_runtime.contract.engine import Asset, CutOut, Generation, MemorySnapshot, Rgba
+from tests.generations import WithinGeneration
+from trellis_runtime.contract.engine import Asset, MemorySnapshot, Rgba
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
@@ -32,14 +33,11 @@ from trellis_runtime.worker.worker import Worker
 KIND, _, STAGE = os.environ.get("FAULT", "none").partition(":")
 
 
-class FaultyGeneration:
-    def __init__(self, inner: Generation) -> None:
-        self._inner = inner
-
+class FaultyGeneration(WithinGeneration):
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         if stage == STAGE:
             self._fail(scope)
-        self._inner.run(stage, plan, scope)
+        super().run(stage, plan, scope)
 
     def _fail(self, scope: JobScope) -> None:
         if KIND == "slow":
@@ -55,23 +53,11 @@ class FaultyGeneration:
         elif KIND == "crash":
             raise KeyError("/secret/path of this machine")
 
-    def need(self, stage: Stage, plan: Plan) -> int | None:
-        return self._inner.need(stage, plan)
-
-    def cutout(self) -> CutOut:
-        return self._inner.cutout()
-
-    def reclaim(self) -> None:
-        self._inner.reclaim()
-
     def asset(self) -> Asset:
-        asset = self._inner.asset()
+        asset = super().asset()
         if KIND == "broken":
             return replace(asset, vertices=np.full_like(asset.vertices, np.nan))
         return asset
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 class FaultyEngine(EmbeddedEngine):

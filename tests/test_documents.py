@@ -14,14 +14,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
 
 from builder import api_page
 from tests import processes
@@ -29,6 +27,7 @@ from tests.conftest import ROOT, encoded, environment, picture
 from tests.loopback import body, http_server
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import SeaweedFs, free_port
+from tests.test_server import until_ready
 from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.reports import Failure
 from trellis_runtime.contract.request import parse_request
@@ -124,21 +123,10 @@ def _place(folder: Path, variables: dict[str, str]) -> Iterator[Place]:
         )  # fmt: skip
         try:
             url = f"http://127.0.0.1:{port}"
-            _until_ready(url)
+            until_ready(url)
             yield Place(plane.url, url, folder / "worker.log")
         finally:
             processes.stop(server)
-
-
-def _until_ready(url: str) -> None:
-    for _ in range(600):
-        try:
-            if requests.get(f"{url}/ping", timeout=5).status_code == 200:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.1)
-    raise TimeoutError(url)
 
 
 def run(

@@ -16,6 +16,7 @@ import requests
 import trimesh
 
 from tests.conftest import picture, pixels
+from tests.generations import WithinGeneration
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, SeaweedFs
 from tests.test_delivery import ON_PLATFORM
@@ -27,7 +28,7 @@ from tests.test_server_endpoint import Endpoint, beside, ended, submit
 from tests.test_worker import PHOTO, QUICK, handle, start
 from trellis_runtime.assets.glb_reader import read_textures
 from trellis_runtime.contract.answer import GenerationResult
-from trellis_runtime.contract.engine import Asset, CutOut, Generation
+from trellis_runtime.contract.engine import Asset, Generation
 from trellis_runtime.contract.files import FORMATS, file_called
 from trellis_runtime.contract.ladder import RUNGS, LadderState, Plan
 from trellis_runtime.contract.request import parse_request, request_schema
@@ -69,9 +70,10 @@ class Watched(EmbeddedEngine):
         return WatchedGeneration(self, super().begin(image, plan))
 
 
-class WatchedGeneration:
+class WatchedGeneration(WithinGeneration):
     def __init__(self, engine: Watched, inner: Generation) -> None:
-        self._engine, self._inner = engine, inner
+        super().__init__(inner)
+        self._engine = engine
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         engine = self._engine
@@ -82,22 +84,7 @@ class WatchedGeneration:
             engine.during(number, scope)
             if number == engine.at and engine.error is not None:
                 raise engine.error
-        self._inner.run(stage, plan, scope)
-
-    def need(self, stage: Stage, plan: Plan) -> int | None:
-        return self._inner.need(stage, plan)
-
-    def cutout(self) -> CutOut:
-        return self._inner.cutout()
-
-    def reclaim(self) -> None:
-        self._inner.reclaim()
-
-    def asset(self) -> Asset:
-        return self._inner.asset()
-
-    def close(self) -> None:
-        self._inner.close()
+        super().run(stage, plan, scope)
 
 
 # --- the request ------------------------------------------------------------------------------

@@ -50,6 +50,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def until_ready(url: str) -> None:
+    """Wait for a server that takes jobs; raises `TimeoutError`."""
+    for _ in range(600):
+        try:
+            if requests.get(f"{url}/ping", timeout=5).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError(url)
+
+
 @contextmanager
 def serving(out: Path, *arguments: str, **variables: str) -> Iterator[str]:
     port = free_port()
@@ -61,13 +73,7 @@ def serving(out: Path, *arguments: str, **variables: str) -> Iterator[str]:
     process = processes.start(command, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            try:
-                if requests.get(f"{url}/ping", timeout=5).status_code == 200:
-                    break
-            except requests.ConnectionError:
-                pass
-            time.sleep(0.1)
+        until_ready(url)
         yield url
     finally:
         processes.stop(process, grace_s=30)

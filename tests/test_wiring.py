@@ -19,9 +19,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import environment
+from tests.generations import WithinGeneration
 from tests.loopback import Reply, body, http_server
 from tests.test_worker import QUICK, Raising, handle, start
-from trellis_runtime.contract.engine import Asset, CutOut, Generation
+from trellis_runtime.contract.engine import Asset, Generation
 from trellis_runtime.contract.ladder import RUNGS, Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
@@ -66,9 +67,10 @@ class Short(EmbeddedEngine):
         return ShortGeneration(self, super().begin(image, plan))
 
 
-class ShortGeneration:
+class ShortGeneration(WithinGeneration):
     def __init__(self, engine: Short, inner: Generation) -> None:
-        self._engine, self._inner = engine, inner
+        super().__init__(inner)
+        self._engine = engine
 
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         engine = self._engine
@@ -78,26 +80,20 @@ class ShortGeneration:
             arrays = Held()
             engine.held.append(weakref.ref(arrays))
             raise OutOfVram(f"attempt with {engine.left} to come")
-        self._inner.run(stage, plan, scope)
-
-    def need(self, stage: Stage, plan: Plan) -> int | None:
-        return self._inner.need(stage, plan)
-
-    def cutout(self) -> CutOut:
-        return self._inner.cutout()
+        super().run(stage, plan, scope)
 
     def reclaim(self) -> None:
         self._engine.happened.append("reclaim")
         self._engine.alive_at_reclaim.append(self._engine.held[-1]() is not None)
-        self._inner.reclaim()
+        super().reclaim()
 
     def asset(self) -> Asset:
-        asset = self._inner.asset()
+        asset = super().asset()
         return replace(asset, effective={**asset.effective, **self._engine.effective})
 
     def close(self) -> None:
         self._engine.happened.append("close")
-        self._inner.close()
+        super().close()
 
 
 def test_memory_is_reclaimed_between_attempts(tmp_path: Path) -> None:

@@ -15,6 +15,13 @@ from trellis_runtime.settings import Settings
 _LOOK_S = 10.0
 
 
+def delivery_of(
+    settings: Settings, job: dict[str, Any], job_id: str, request: GenerationRequest
+) -> Delivery:
+    """Return where the result of a job (as the platform hands it out) goes."""
+    return Delivery.of_job(settings, job_id or "local", job.get("s3Config"), fingerprint(request))
+
+
 def delivered_earlier(
     settings: Settings, job: dict[str, Any], job_id: str, request: GenerationRequest
 ) -> dict[str, Any] | None:
@@ -25,9 +32,8 @@ def delivered_earlier(
     """
     scope = JobScope(job_id, Deadline.after(_LOOK_S))
     with suppress(WorkerError):  # the refusal stands
-        delivery = Delivery.of_job(
-            settings, job_id or "local", job.get("s3Config"), fingerprint(request)
-        )
-        if found := delivery.earlier_result(request.output, scope):
+        if found := delivery_of(settings, job, job_id, request).earlier_result(
+            request.output, scope
+        ):
             return found.model_dump(mode="json")
     return None

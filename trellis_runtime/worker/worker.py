@@ -28,8 +28,7 @@ from trellis_runtime.contract.engine import CutOut, Engine, Rgba
 from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeout, Queue
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope, Progress
-from trellis_runtime.delivery.choose import LOCAL_IDS, Delivery, require_answer_fits
-from trellis_runtime.delivery.earlier import fingerprint
+from trellis_runtime.delivery.choose import LOCAL_IDS, require_answer_fits
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
 from trellis_runtime.errors import InternalError, MeshRejected, NotFinite, SetupFailed, WorkerError
@@ -39,7 +38,7 @@ from trellis_runtime.worker.admission import Admission
 from trellis_runtime.worker.cutout import engine_cutout
 from trellis_runtime.worker.pipeline import Pipeline, load_image
 from trellis_runtime.worker.progress import Notify, ProgressSender
-from trellis_runtime.worker.repeats import delivered_earlier
+from trellis_runtime.worker.repeats import delivered_earlier, delivery_of
 from trellis_runtime.worker.startup import (
     build_engine,
     process_age,
@@ -269,9 +268,7 @@ class Worker:
         """Run one generation on its thread, and tell the log how it ended."""
         started = time.perf_counter()
         self._ensure_loaded()
-        delivery = Delivery.of_job(
-            self.settings, scope.job_id or "local", job.get("s3Config"), fingerprint(request)
-        )
+        delivery = delivery_of(self.settings, job, scope.job_id, request)
         pipeline = Pipeline(
             self.engine, self.settings.image, self.settings.fetch, self.startup_seconds
         )

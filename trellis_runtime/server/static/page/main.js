@@ -88,7 +88,7 @@ async function follow(id) {
 async function open(id) {
   say(null);
   location.hash = `job=${id}`;
-  const job = await viewer.find(id);
+  const job = await json(`/jobs/${id}`);
   if (matchMedia("(max-width: 900px)").matches) $("stage").scrollIntoView({ block: "start" });
   await display(job);
   film().catch((err) => say(err.message));  // the job that is shown is marked there

@@ -1,5 +1,5 @@
 // The viewer over the stage: shading, maps, camera, light, comparison, pictures of it.
-import { address, json } from "./api.js";
+import { address } from "./api.js";
 import { $, press, show, toast } from "./dom.js";
 import { plain } from "./words.js";
 
@@ -135,5 +135,3 @@ export function set() {
   $("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen());
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") closeOverlays(); });
 }
-
-export const find = (id) => json(`/jobs/${id}`);
