@@ -1,6 +1,6 @@
 """Measure the GPU engine beside upstream: a table for people, last line one JSON object.
 
-    python -m benchmarks.gpu speed memory lossless repeat --models CKPT --out OUT
+    python -m benchmarks.gpu speed jobs memory lossless --models CKPT --out OUT
     python -m benchmarks.gpu memory --models CKPT --cases 1024:2048:8 1536:2048:10:upstream
 
 Suites named together share one process and its loaded models. CKPT is a synthetic checkpoint
@@ -14,15 +14,15 @@ import faulthandler
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from benchmarks import memory, speed, steady
+from benchmarks import jobs, memory, speed, steady
 from benchmarks.common import Bench
 from trellis_runtime.contract.request import Resolution
 from trellis_runtime.engines.trellis2.upstream.rehearsal_shapes import SHAPES
 
-SUITES = ("speed", "memory", "lossless", "repeat")
-DENSE_TOO = ("speed", "memory")
+SUITES = ("speed", "jobs", "memory", "lossless", "repeat")
+DENSE_TOO = ("speed", "jobs", "memory")
 """Suites that run on every shape: what two smooth surfaces allow, a plant may not."""
 
 
@@ -42,7 +42,7 @@ def main() -> None:
         nargs="+",
         choices=tuple(SHAPES),
         default=list(SHAPES),
-        help="what speed and memory decode; the other suites take the first",
+        help="what speed, jobs and memory decode; the other suites take the first",
     )
     parser.add_argument("--lossless-at", type=int, default=1024, metavar="RESOLUTION")
     parser.add_argument("--repeat-at", type=int, default=512, metavar="RESOLUTION")
@@ -51,7 +51,7 @@ def main() -> None:
         nargs="*",
         default=["1024:500000:2048", "1024:1000000:4096"],
         metavar="RESOLUTION:FACES:TEXTURE",
-        help="meshes to turn into GLBs",
+        help="meshes to turn into GLBs in suite speed, and jobs of suite jobs",
     )
     parser.add_argument("--cold", action="store_true", help="no warm-up runs")
     parser.add_argument(
@@ -83,9 +83,11 @@ def runs(suites: Sequence[str], shapes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _run(bench: Bench, args: argparse.Namespace) -> None:
+    glbs: Any = [tuple(int(part) for part in text.split(":")) for text in args.glb]
     if bench.suite == "speed":
-        glbs = [tuple(int(part) for part in text.split(":")) for text in args.glb]
-        speed.run(bench, args.resolutions, glbs)  # type: ignore[arg-type]
+        speed.run(bench, args.resolutions, glbs)
+    elif bench.suite == "jobs":
+        jobs.run(bench, glbs)
     elif bench.suite == "memory":
         memory.run(bench, args.cases)
     elif bench.suite == "lossless":

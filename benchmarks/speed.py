@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import busy, in_flight, quality
+from benchmarks import busy, quality
 from benchmarks.common import Bench, decoded_from, plan_for
 from benchmarks.upstream_side import image_to_mesh, mesh_to_glb, stage_seconds, upstream_as_it_is
 from trellis_runtime.contract.scope import JobScope
@@ -304,5 +304,3 @@ def run(bench: Bench, resolutions: list[int], glbs: list[tuple[int, int, int]]) 
         started = time.perf_counter()
         bench.add(glb_rows(meshes[resolution], resolution, target, texture))
         bench.note("took", {"seconds": round(time.perf_counter() - started, 1)})
-    wish = plan_for(1024, decimation_target=500_000, texture_size=2048)
-    bench.add(in_flight.rows(bench.engine, bench.image, wish))

@@ -1,4 +1,4 @@
-"""What the benchmark makes of a profiler's intervals, and that its jobs in flight run at all."""
+"""What the benchmark makes of a profiler's intervals, and that its jobs run at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from benchmarks import busy, in_flight
+from benchmarks import busy, jobs
 from tests.test_joints_engine import MUG
 from tests.test_joints_in_flight import AMPLE, FIRST
 from trellis_runtime.engines.trellis2 import Trellis2Engine
@@ -67,11 +67,24 @@ def test_the_ratio_needs_a_device_that_was_busy(
     assert busy.ratio(wall, seconds) == wanted
 
 
-def test_jobs_in_flight_are_timed_and_compared(small_checkpoint: Path, stand_in: None) -> None:
-    engine = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
-    engine.load(lambda _phase, _seconds: None)
-    alone, together = in_flight.rows(engine, MUG, FIRST, jobs=2, form="png")
+@pytest.fixture(scope="module")
+def engine(small_checkpoint: Path, stand_in: None) -> Trellis2Engine:
+    made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
+    made.load(lambda _phase, _seconds: None)
+    return made
+
+
+def test_jobs_in_flight_are_timed_and_compared(engine: Trellis2Engine) -> None:
+    alone, together = jobs.in_flight(engine, MUG, FIRST, jobs=2, form="png")
     assert alone["jobs_per_hour"] > 0
     assert alone["busy_s"] is together["wall_over_busy"] is None
     assert together["difference"] == "the same bytes"
     assert together["waited_s"] >= 0
+
+
+def test_a_job_is_run_each_way_and_its_file_compared(engine: Trellis2Engine) -> None:
+    found = list(jobs.ways(engine, MUG, FIRST, form="png"))
+    assert [row["case"].rpartition(", ")[2] for row in found] == list(jobs._WAYS)
+    assert {row["difference"] for row in found} == {"the same bytes"}
+    assert all({"shape", "bake", "export"} <= set(row["stages"]) for row in found)
+    assert not engine.overlap

@@ -142,6 +142,8 @@ class Trellis2Engine:
         self._residency: Residency | None = None
         self._graphs: graphs.PassGraphs | None = None
         self._room = room
+        self.overlap = settings.overlap
+        """Whether a job's geometry is baked while its texture is sampled."""
         self._in_flight = InFlight(self._measure_room, _MOST_IN_FLIGHT)
 
     @property
@@ -210,7 +212,7 @@ class Trellis2Engine:
             watch,
             self._in_flight,
             decoder_retry=self._settings.decoder_retry,
-            overlap=self._settings.overlap,
+            overlap=self.overlap,
             captured=self._graphs,
         )
 
