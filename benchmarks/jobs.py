@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,10 +28,10 @@ from trellis_runtime.engines.trellis2.models import graphs
 from trellis_runtime.worker.export import export
 
 _SIDE_BY_SIDE = 2
+_IN_SEQUENCE = "in sequence"
 
-
-_WAYS = {
-    "in sequence": (False, False),
+WAYS = {
+    _IN_SEQUENCE: (False, False),
     "geometry beside texture": (True, False),
     "graphs": (False, True),
     "both": (True, True),
@@ -58,44 +58,49 @@ def whole_job(
 
 
 def ways(
-    engine: Trellis2Engine, image: NDArray[Any], plan: Plan, form: TextureFormat = "webp"
+    engine: Trellis2Engine,
+    image: NDArray[Any],
+    plan: Plan,
+    form: TextureFormat = "webp",
+    names: Sequence[str] = tuple(WAYS),
 ) -> Iterator[dict[str, Any]]:
-    """Time one job each way, stage by stage, and compare its file with the plain way's."""
-    plain, was = None, engine.overlap
-    run = partial(whole_job, engine, image, form, plan)
-    run()  # compiles, tunes, fills caches
-    for name, (beside, captured) in _WAYS.items():
-        engine.overlap = beside
+    """Time one job each way that is named, stage by stage; compare its file with the first way's.
+
+    It leaves the engine with the last way's options.
+    """
+    first, run = None, partial(whole_job, engine, image, form, plan)
+    for name in names:
+        engine.overlap, captured = WAYS[name]
         engine.use_graphs(graphs.for_device(engine.parts()[0].device, wished=captured))
-        if captured:
-            run()  # which times passes and captures them
+        if captured or first is None:
+            run()  # compiles, tunes and fills caches; times passes and captures them
         started = time.perf_counter()
         digest, scope = run()
         seconds = time.perf_counter() - started
-        plain = plain or digest
+        first = first or digest
         by_stage, busy_s = _busy(run)
         yield _row(f"{_case(plan)}, {name}", 1, seconds, busy_s) | {
-            "difference": "the same bytes" if digest == plain else "another file",
+            "difference": "the same bytes" if digest == first else "another file",
             "stages": {stage: round(s, 3) for stage, s in scope.timings.items()},
             "busy_stages": {stage: round(s, 3) for stage, s in by_stage.items()},
             "parts": {part: round(s, 3) for part, s in scope.parts.items()},
         }
-    engine.overlap = was
-    engine.use_graphs(None)
 
 
 def in_flight(
     engine: Trellis2Engine,
     image: NDArray[Any],
     plan: Plan,
+    busy_s: float,
     jobs: int = 4,
     form: TextureFormat = "webp",
 ) -> Iterator[dict[str, Any]]:
-    """Time `jobs` jobs of different seeds, alone and two in flight, and compare their files."""
+    """Time `jobs` jobs of different seeds, alone and two in flight, and compare their files.
+
+    busy_s: how long the card is busy with one.
+    """
     plans = [replace(plan, seed=plan.seed + number) for number in range(jobs)]
     run = partial(whole_job, engine, image, form)
-    run(plans[0])  # compiles, tunes, fills caches
-    _, busy_s = _busy(lambda: run(plans[0]))
     case = _case(plan)
     started = time.perf_counter()
     alone = [run(one) for one in plans]
@@ -138,5 +143,7 @@ def run(bench: Bench, cases: list[tuple[int, int, int]]) -> None:
     """Run the suite: each case is a resolution, a number of faces and a texture's size."""
     for resolution, faces, texture in cases:
         plan = plan_for(resolution, decimation_target=faces, texture_size=texture)
+        began = len(bench.rows)
         bench.add(ways(bench.engine, bench.image, plan))
-        bench.add(in_flight(bench.engine, bench.image, plan))
+        busy_s = bench.rows[began]["busy_s"] or 0.0
+        bench.add(in_flight(bench.engine, bench.image, plan, busy_s))
