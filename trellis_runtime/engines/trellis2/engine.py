@@ -317,8 +317,7 @@ class Trellis2Generation:
         alone = self._must_be_alone or plan.offload
         with self._in_flight.baton.hold(scope.check, alone=alone) as turn:
             try:
-                # No other thread may wait for the device while a pass is captured.
-                self._rest_graphs(self._must_be_alone or bool(self._in_flight.others(self)))
+                self._rest_graphs(self._must_be_alone)
                 if alone and (self._in_flight.park_others(self) or self._holds()):
                     self._drop_graphs()
                     vram.reclaim(self._device)
@@ -503,7 +502,7 @@ class Trellis2Generation:
         if surface is None:
             self._sample_texture(shape, plan, scope)
             return
-        self._rest_graphs(True)  # as above: the geometry waits for the device
+        self._rest_graphs(True)  # no thread may wait for the device while another captures
         with geometry_beside(surface, BakeOptions.of(plan), self._device, scope) as ahead:
             self._sample_texture(shape, plan, scope)
         self._products.ahead = ahead
