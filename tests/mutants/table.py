@@ -1231,9 +1231,43 @@ _WEIGHTS: tuple[Mutant, ...] = (
     Mutant(
         "an image encoder of another size stops the start",
         f"{_LOADING}/helpers.py",
-        "    if width != context:",
+        "    if shape.hidden_size != context:",
         "    if False:",
         (_WHOLE + "test_an_encoder_of_another_size_is_refused_before_the_first_job",),
+    ),
+    Mutant(
+        "patches alone are turned by where they are, about their own centres",
+        "trellis_runtime/engines/trellis2/models/dinov3.py",
+        "torch.arange(0.5, count, **on)",
+        "torch.arange(0.0, count, **on)",
+        (
+            "tests/test_weights_dinov3.py::test_features_are_those_that_upstream_reads_out_of_transformers",
+        ),
+    ),
+    Mutant(
+        "an encoder of another architecture is refused",
+        "trellis_runtime/engines/trellis2/models/dinov3.py",
+        "            if stated != built:",
+        "            if False:",
+        (
+            "tests/test_weights_dinov3.py::test_another_architecture_is_refused_before_weights_are_read",
+        ),
+    ),
+    Mutant(
+        "a start imports no helper's code that it does not need",
+        f"{_LOADING}/loading.py",
+        "        imports.leave_helpers_out()",
+        "        pass",
+        (
+            "tests/test_weights_dinov3.py::test_a_start_imports_the_removers_code_where_there_is_a_remover_alone",
+        ),
+    ),
+    Mutant(
+        "positions are computed where they have values",
+        f"{_LOADING}/checkpoints.py",
+        '            asked["device"] = "cpu"',
+        "            pass",
+        ("tests/test_joints_engine.py::test_resolutions_reach_every_part",),
     ),
     Mutant(
         "a description that no class takes is told with its file's name",
