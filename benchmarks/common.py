@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from benchmarks.host import loops_per_second
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import parse_request
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
@@ -66,6 +67,7 @@ class Bench:
     picture: Image.Image = field(default_factory=photo)
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    host_loops_per_s: float = field(default_factory=loops_per_second)
 
     @classmethod
     def start(cls, models: Path, out: Path) -> Bench:
@@ -119,6 +121,7 @@ class Bench:
             "date": time.strftime("%Y-%m-%d"),
             "versions": self.engine.info().versions | {"python": sys.version.split()[0]},
             "card": torch.cuda.get_device_name(),
+            "host_loops_per_s": self.host_loops_per_s,
             "attention": self.engine.info().attention,
             "weights": "synthetic, true architecture; rehearsal shape",
             "shape": self.shape,

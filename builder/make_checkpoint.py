@@ -3,7 +3,7 @@
     python builder/make_checkpoint.py OUT [--blocks 30] [--channels 1536] [--divisor 1]
 
 The folder has the layout, shapes and dtypes of the real one, and a file named SYNTHETIC: an engine
-that loads it says so in every answer. Needs torch and safetensors, and transformers for DINOv3; no
+that loads it says so in every answer. Needs torch and safetensors; no
 download, no GPU, no upstream. The full set is 16 GB; `--blocks 1 --channels 128 --divisor 32` makes
 about 20 MB. The background remover is left out: send pictures with a transparent background.
 
@@ -66,11 +66,14 @@ def pipeline_config(names: list[str]) -> dict[str, Any]:
     }
 
 
+_ONES = ("norm.weight", "norm1.weight", "norm2.weight", "gamma", "lambda1")
+
+
 def draw(key: str, shape: tuple[int, ...], generator: Any) -> Any:
     """Return a float32 tensor of values that keep a network's signals finite."""
     import torch
 
-    if key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma", "out_layer.0.weight")):
+    if key.endswith((*_ONES, "out_layer.0.weight")):
         return torch.ones(shape, device=generator.device)
     if key.endswith("bias"):
         return torch.zeros(shape, device=generator.device)
@@ -95,22 +98,21 @@ def write_model(folder: Path, name: str, config: dict[str, Any], device: str) ->
     return sum(t.numel() * t.element_size() for t in state.values())
 
 
-def write_dinov3(folder: Path, device: str) -> None:
-    """Write a DINOv3 ViT-L of random values, as transformers saves it."""
+def write_dinov3(folder: Path, device: str, **numbers: int) -> None:
+    """Write a DINOv3 ViT-L of random values as it is published; `numbers` are another shape's."""
     import torch
-    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+    from safetensors.torch import save_file
 
-    config = DINOv3ViTConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_register_tokens=4,
-        patch_size=16,
-    )
-    with torch.device(device):
-        model = DINOv3ViTModel(config)
-    model.save_pretrained(folder)
+    from trellis_runtime.engines.trellis2.models.dinov3 import DinoV3, VitShape
+
+    shape = VitShape(**numbers)
+    generator = torch.Generator(device).manual_seed(len("dinov3"))
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in DinoV3(shape).state_dict().items()}
+    state = {name: draw(name, size, generator).cpu() for name, size in shapes.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(shape.to_config(), indent=1))
 
 
 def main() -> None:

@@ -1,6 +1,9 @@
-"""Draw docs/images/cost.svg from docs/benchmarks.json: how cost grows, upstream beside ours.
+"""Draw what docs/benchmarks.json says: how cost grows, and what a slower host makes of it.
 
-python builder/plot_benchmarks.py
+    python builder/plot_benchmarks.py
+
+cost.svg has upstream beside ours. host.svg has wall time over the card's busy time by the host's
+speed; it is drawn once runs of two hosts of different speed are there.
 """
 
 from __future__ import annotations
@@ -15,13 +18,21 @@ from typing import Any
 DOCS = Path(__file__).parent.parent / "docs"
 _WIDTH, _HEIGHT, _PAD = 360, 240, 50
 _COLORS = {"upstream": "#b279a2", "ours": "#4c78a8"}
+_MORE_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756")
+_RATIO_CASES = {
+    "512 to mesh": r"512 image to mesh",
+    "1024 to mesh": r"1024 image to mesh",
+    "1024 jobs": r"1024 job, .* one at a time",
+    "two in flight": r"1024 job, .* two in flight",
+}
 
 Points = list[tuple[float, float]]
 
 
 def speed_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of suite `speed`."""
-    return [row for run in runs if run["suite"] == "speed" for row in run["rows"]]
+    """Return the rows of the fullest run of suite `speed`: cards are not mixed in one line."""
+    found: list[list[dict[str, Any]]] = [run["rows"] for run in runs if run["suite"] == "speed"]
+    return max(found, key=len)
 
 
 def series(rows: Sequence[dict[str, Any]], pattern: str, scale: float) -> dict[str, Points]:
@@ -33,6 +44,24 @@ def series(rows: Sequence[dict[str, Any]], pattern: str, scale: float) -> dict[s
             found["upstream"].append((at, row["upstream_s"] * scale))
             found["ours"].append((at, row["ours_s"] * scale))
     return {name: sorted(points) for name, points in found.items()}
+
+
+def ratios(runs: Sequence[dict[str, Any]]) -> dict[str, Points]:
+    """Return each case's points: the host's speed in loops a second, and wall over busy time.
+
+    Nothing where the runs that have both come from less than two hosts' speeds.
+    """
+    found: dict[str, Points] = {}
+    for run in runs:
+        if run["suite"] != "speed" or "host_loops_per_s" not in run:
+            continue
+        for name, pattern in _RATIO_CASES.items():
+            for row in run["rows"]:
+                if row.get("wall_over_busy") and re.fullmatch(pattern, row["case"]):
+                    point = float(run["host_loops_per_s"]), float(row["wall_over_busy"])
+                    found.setdefault(name, []).append(point)
+    hosts = {speed for points in found.values() for speed, _ in points}
+    return {name: sorted(points) for name, points in found.items()} if len(hosts) > 1 else {}
 
 
 def panel(left: int, title: str, unit: str, lines: dict[str, Points]) -> str:
@@ -48,9 +77,9 @@ def panel(left: int, title: str, unit: str, lines: dict[str, Points]) -> str:
     (x0, y0), (x1, _), (_, y1) = place(0, 0), place(widest, 0), place(0, highest)
     parts.append(f'<path d="M{x0} {y1}V{y0}H{x1}" fill="none" stroke="#888"/>')
     parts.append(f'<text x="{x0 - 4}" y="{y1 + 4}" text-anchor="end">{highest:.3g} {unit}</text>')
-    for name, line in lines.items():
+    for number, (name, line) in enumerate(lines.items()):
         path = " ".join(f"{x},{y}" for x, y in (place(*p) for p in line))
-        color = _COLORS[name]
+        color = _COLORS.get(name, _MORE_COLORS[number % len(_MORE_COLORS)])
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         for point in line:
             x, y = place(*point)
@@ -77,20 +106,35 @@ def drawing(rows: Sequence[dict[str, Any]]) -> str:
         panel(number * (_WIDTH + 50), title, unit, series(rows, pattern, scale))
         for number, (title, unit, pattern, scale) in enumerate(panels)
     )
+    return _svg(_WIDTH * 3 + 150, body)
+
+
+def host_drawing(lines: dict[str, Points]) -> str:
+    """Return the SVG of `ratios`."""
+    title = "wall over busy time by the host's speed (loops a second)"
+    return _svg(_WIDTH + 120, panel(0, title, "x", lines))
+
+
+def _svg(width: int, body: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH * 3 + 150} {_HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" '
         'font-family="system-ui" font-size="11">'
         f'<rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
     )
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=DOCS / "images/cost.svg")
+    parser.add_argument("--runs", type=Path, default=DOCS / "benchmarks.json")
+    parser.add_argument("--out", type=Path, default=DOCS / "images", help="folder of the pictures")
     args = parser.parse_args()
-    rows = speed_rows(json.loads((DOCS / "benchmarks.json").read_text()))
-    args.out.write_text(drawing(rows))
+    runs = json.loads(args.runs.read_text())
+    (args.out / "cost.svg").write_text(drawing(speed_rows(runs)))
+    if lines := ratios(runs):
+        (args.out / "host.svg").write_text(host_drawing(lines))
+    else:
+        print("host.svg is not drawn: runs with host_loops_per_s are of less than two hosts")
 
 
 if __name__ == "__main__":

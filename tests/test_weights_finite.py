@@ -116,7 +116,7 @@ def test_tokens_are_never_lost_to_a_cascade_that_overflows(engine: Trellis2Engin
     ("model", "parameter", "words"),
     [
         ("sparse_structure_decoder", "input_layer.bias", "of sparse_structure_decoder's output"),
-        ("image_cond_model", "project.bias", "of DINOv3's features"),
+        ("image_cond_model", "embeddings.patch_embeddings.bias", "of DINOv3's features"),
         ("tex_slat_flow_model_512", "out_layer.bias", "of the texture latent"),
     ],
 )

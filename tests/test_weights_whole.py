@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from builder.make_checkpoint import write_dinov3
 from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
     NORMALIZATIONS,
@@ -165,7 +166,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wrapper(folder: str) -> Any:
-    """Load as upstream's wrapper of DINOv3 does."""
+    """Load by a class of transformers' own, as upstream's wrapper of DINOv3 would."""
     return SimpleNamespace(model=DINOv3ViTModel.from_pretrained(folder))
 
 
@@ -282,27 +283,21 @@ def test_a_folder_without_weights_is_refused_in_words(encoder: Path, tmp_path: P
 def test_real_weights_are_never_taken_from_what_tells_nothing(
     stand_in: None, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The stand-in's own encoder goes by no file at all."""
+    """The stand-in's own remover goes by no file at all."""
     real = linked(small_checkpoint, tmp_path / "m", "SYNTHETIC")
     with_normalization(real, NORMALIZATIONS[0], [0.5] * 32, [2.0] * 32)
-    with pytest.raises(SetupFailed, match="DINOv3 was loaded from .* nothing told"):
+    with pytest.raises(SetupFailed, match="the background remover was loaded from .* nothing told"):
         load(real)
 
 
 def test_an_encoder_of_another_size_is_refused_before_the_first_job(
-    stand_in: None, small_checkpoint: Path
+    stand_in: None, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Its features would not fit into the flow models' cross attention."""
-    from trellis2.modules import image_feature_extractor  # type: ignore[import-not-found]
-
-    image_feature_extractor.Encoder.config = SimpleNamespace(hidden_size=384)
-    try:
-        with pytest.raises(SetupFailed, match="has 384 channels; .* trained on 1024"):
-            load(small_checkpoint)
-        image_feature_extractor.Encoder.config.hidden_size = 1024
-        load(small_checkpoint)
-    finally:
-        del image_feature_extractor.Encoder.config
+    folder = linked(small_checkpoint, tmp_path / "m", "dinov3")
+    write_dinov3(folder / "dinov3", "cpu", hidden_size=384, num_hidden_layers=0)
+    with pytest.raises(SetupFailed, match="has 384 channels; .* trained on 1024"):
+        load(folder)
 
 
 def test_a_helpers_memory_is_that_of_float32(tmp_path: Path) -> None:

@@ -244,6 +244,12 @@ class Trellis2(_Slice):
         description="1: bake the geometry on a second thread while the texture is sampled, where "
         "memory has room for both. The result is the same. Not measured on a card yet.",
     )
+    fetch_ahead: bool = Field(
+        False,
+        description="1: of an offloaded job, copy the next model to the card while the one before "
+        "it computes, where memory has room for both. The result is the same. Not measured on a "
+        "card yet.",
+    )
     rehearsal: bool = Field(
         False,
         description="With a synthetic checkpoint: the structure follows a real shape, so that "
@@ -385,6 +391,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_KERNEL_SEED_DIR": ("trellis2", "kernel_seed_dir"),
     "TRELLIS2_GRAPHS": ("trellis2", "graphs"),
     "TRELLIS2_OVERLAP": ("trellis2", "overlap"),
+    "TRELLIS2_FETCH_AHEAD": ("trellis2", "fetch_ahead"),
     "TRELLIS2_REHEARSAL": ("trellis2", "rehearsal"),
     "TRELLIS2_REHEARSAL_SHAPE": ("trellis2", "rehearsal_shape"),
     "TRELLIS2_EMBEDDED_MEMORY_MB": ("embedded", "memory_budget_mb"),

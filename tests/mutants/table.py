@@ -699,7 +699,7 @@ _SPEED: tuple[Mutant, ...] = (
     Mutant(
         "memory that another job took is no reason to go down the ladder",
         _ENGINE_FILE,
-        "if self._must_be_alone or not (beside or self._is_crowded(captures)):",
+        "if self._must_be_alone or not (beside or self._is_crowded(extras)):",
         "if True:",
         (_IN_FLIGHT + "test_memory_that_runs_out_in_both_jobs_leaves_both_as_they_are_alone",),
     ),
@@ -1231,9 +1231,77 @@ _WEIGHTS: tuple[Mutant, ...] = (
     Mutant(
         "an image encoder of another size stops the start",
         f"{_LOADING}/helpers.py",
-        "    if width != context:",
+        "    if shape.hidden_size != context:",
         "    if False:",
         (_WHOLE + "test_an_encoder_of_another_size_is_refused_before_the_first_job",),
+    ),
+    Mutant(
+        "what is fetched ahead is taken back with an error",
+        "trellis_runtime/engines/trellis2/device/residency.py",
+        "        except BaseException:\n            self.drop_ahead()",
+        "        except BaseException:\n            pass",
+        (
+            "tests/test_gpu_fetching.py::test_a_job_that_is_stopped_leaves_nothing_under_way_and_all_weights_as_they_were",
+        ),
+    ),
+    Mutant(
+        "a model is fetched ahead where the sums have room for it alone",
+        "trellis_runtime/engines/trellis2/engine.py",
+        "return following if sums.fits(room, plan.resolution, plan.background) else None",
+        "return following",
+        (
+            "tests/test_gpu_fetching.py::test_nothing_is_fetched_where_the_sums_leave_no_room_or_nobody_asked",
+        ),
+    ),
+    Mutant(
+        "memory is read or given back only after the copy",
+        "trellis_runtime/engines/trellis2/device/fetching.py",
+        "        copies, self._copies, self._name = self._copies, [], None\n        self._carrier.settle()",
+        "        copies, self._copies, self._name = self._copies, [], None",
+        ("tests/test_gpu_fetching.py::test_memory_is_read_or_given_back_only_after_the_copy",),
+    ),
+    Mutant(
+        "a stage that fails beside a fetched model is repeated without",
+        "trellis_runtime/engines/trellis2/engine.py",
+        "return self._fetch_ahead and plan.offload and not self._must_be_alone",
+        "return self._fetch_ahead and plan.offload",
+        (
+            "tests/test_gpu_fetching.py::test_a_stage_that_runs_out_of_memory_beside_a_fetched_model_is_repeated_without",
+        ),
+    ),
+    Mutant(
+        "patches alone are turned by where they are, about their own centres",
+        "trellis_runtime/engines/trellis2/models/dinov3.py",
+        "torch.arange(0.5, count, **on)",
+        "torch.arange(0.0, count, **on)",
+        (
+            "tests/test_weights_dinov3.py::test_features_are_those_that_upstream_reads_out_of_transformers",
+        ),
+    ),
+    Mutant(
+        "an encoder of another architecture is refused",
+        "trellis_runtime/engines/trellis2/models/dinov3.py",
+        "            if stated != built:",
+        "            if False:",
+        (
+            "tests/test_weights_dinov3.py::test_another_architecture_is_refused_before_weights_are_read",
+        ),
+    ),
+    Mutant(
+        "a start imports no helper's code that it does not need",
+        f"{_LOADING}/loading.py",
+        "        imports.leave_helpers_out()",
+        "        pass",
+        (
+            "tests/test_weights_dinov3.py::test_a_start_imports_the_removers_code_where_there_is_a_remover_alone",
+        ),
+    ),
+    Mutant(
+        "positions are computed where they have values",
+        f"{_LOADING}/checkpoints.py",
+        '            asked["device"] = "cpu"',
+        "            pass",
+        ("tests/test_joints_engine.py::test_resolutions_reach_every_part",),
     ),
     Mutant(
         "a description that no class takes is told with its file's name",

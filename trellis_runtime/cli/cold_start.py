@@ -32,9 +32,19 @@ from trellis_runtime.worker.warmup import picture
 from trellis_runtime.worker.worker import Worker
 
 _TIMEOUT_S = 900
-_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
+_COLORS = (
+    "#4c78a8",
+    "#f58518",
+    "#54a24b",
+    "#e45756",
+    "#72b7b2",
+    "#b279a2",
+    "#9d755d",
+    "#ff9da6",
+    "#bab0ac",
+)
 # Phases that follow one another; the rest of the time to ready is shown as "other".
-_PHASES = ("imports", "cuda", "import_upstream", "load", "rehearsal", "place", "warm_up")
+_PHASES = ("imports", "cuda", "import_upstream", "remover", "load", "rehearsal", "place", "warm_up")
 
 
 @dataclass(frozen=True, slots=True)

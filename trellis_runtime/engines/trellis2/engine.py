@@ -54,6 +54,7 @@ from trellis_runtime.engines.trellis2.baking.bake import (
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
 from trellis_runtime.engines.trellis2.device import vram
 from trellis_runtime.engines.trellis2.device.baton import HostWork, Turn
+from trellis_runtime.engines.trellis2.device.fetching import next_model
 from trellis_runtime.engines.trellis2.device.in_flight import InFlight
 from trellis_runtime.engines.trellis2.device.placement import (
     START_RESOLUTION,
@@ -213,6 +214,7 @@ class Trellis2Engine:
             self._in_flight,
             decoder_retry=self._settings.decoder_retry,
             overlap=self.overlap,
+            fetch_ahead=self._settings.fetch_ahead,
             captured=self._graphs,
         )
 
@@ -266,6 +268,7 @@ class Trellis2Generation:
         *,
         decoder_retry: DecoderRetry = "off",
         overlap: bool = False,
+        fetch_ahead: bool = False,
         captured: graphs.PassGraphs | None = None,
     ) -> None:
         self._image = image
@@ -277,6 +280,7 @@ class Trellis2Generation:
         self._in_flight = in_flight
         self._must_be_alone = False
         self._overlap = overlap
+        self._fetch_ahead = fetch_ahead
         self._graphs = captured
         self._noise_states: dict[Stage, torch.Tensor] = {}
         self._noise_after: torch.Tensor | None = None
@@ -288,18 +292,19 @@ class Trellis2Generation:
     def run(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         with scope.waiting():
             self._in_flight.join(self, self._need(plan), scope.check)
-        beside, captures = bool(self._in_flight.others(self)), self._captures()
+        beside, extras = bool(self._in_flight.others(self)), self._extras()
         try:
             self._run_in_turn(stage, plan, scope)
         except OutOfVram as err:
-            if self._must_be_alone or not (beside or self._is_crowded(captures)):
+            if self._must_be_alone or not (beside or self._is_crowded(extras)):
                 raise
             # The traceback holds the stage's frames and, through them, its arrays.
             err.__traceback__ = None
             reason = err.message
         else:
             return
-        # Memory that another job or captured passes took is no reason to go down the ladder.
+        # Memory that another job, captured passes or the next model took is no reason to go down
+        # the ladder.
         logger().warning("stage_repeated_alone", job_id=scope.job_id, stage=stage, reason=reason)
         self._must_be_alone = True
         self._run_in_turn(stage, plan, scope)
@@ -307,10 +312,10 @@ class Trellis2Generation:
     def _need(self, plan: Plan) -> int | None:
         return job_bytes(plan, has_remover=self._pipeline.removes_backgrounds)
 
-    def _is_crowded(self, captures: int) -> bool:
-        """Whether another job, or passes captured since there were `captures`, take memory."""
+    def _is_crowded(self, extras: int) -> bool:
+        """Whether another job, or what was captured or fetched since `extras`, takes memory."""
         others = self._in_flight.others(self)
-        return bool(others) or self._captures() > captures or self._holds()
+        return bool(others) or self._extras() > extras or self._holds()
 
     def _run_in_turn(self, stage: Stage, plan: Plan, scope: JobScope) -> None:
         """Run a stage when it has the device, and all of it where the job needs that."""
@@ -336,10 +341,27 @@ class Trellis2Generation:
         }
         # Upstream then brings each model just before it uses it, through `Residency`.
         self._pipeline.bring_models_on_use(plan.offload)
-        with vram.translated(), torch.no_grad():
+        follows = partial(self._follower, stage, plan) if self._fetches_ahead(plan) else None
+        with (
+            vram.translated(),
+            torch.no_grad(),
+            self._residency.fetching_ahead(follows),
+        ):
             self._finitely(stage, runs[stage], plan, scope)
             vram.synchronize(self._device)
             self._noise_after = torch.get_rng_state()
+
+    def _fetches_ahead(self, plan: Plan) -> bool:
+        return self._fetch_ahead and plan.offload and not self._must_be_alone
+
+    def _follower(self, stage: Stage, plan: Plan, name: str) -> str | None:
+        """Return the model that is used after `name`, where it fits beside this stage's work."""
+        following = next_model(stage, name, plan.resolution)
+        if following is None:
+            return None
+        sums = Placement(self._residency.bytes_of(following), self._pipeline.removes_backgrounds)
+        room = vram.available(self._device)
+        return following if sums.fits(room, plan.resolution, plan.background) else None
 
     def _finitely(
         self, stage: Stage, run: Callable[[Plan, JobScope], None], plan: Plan, scope: JobScope
@@ -375,8 +397,9 @@ class Trellis2Generation:
             self._residency.evict()
             vram.reclaim(self._device)
 
-    def _captures(self) -> int:
-        return self._graphs.captures if self._graphs is not None else 0
+    def _extras(self) -> int:
+        """Return how many passes were captured and models fetched ahead so far."""
+        return (self._graphs.captures if self._graphs else 0) + self._residency.fetched
 
     def _holds(self) -> bool:
         """Whether captured passes hold memory."""
@@ -408,6 +431,7 @@ class Trellis2Generation:
         try:
             if not self._in_flight.others(self):  # who may be capturing, which this would end
                 with vram.translated():
+                    self._residency.drop_ahead()
                     vram.release(self._device)
         finally:
             self._in_flight.leave(self)

@@ -9,7 +9,7 @@ file's name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trellis_runtime.errors import SetupFailed
 
@@ -75,7 +76,7 @@ def find_pipeline(folder: Path, needed: tuple[str, ...]) -> PipelineFiles:
     """
     folder = _snapshot(folder)
     config = folder / "pipeline.json"
-    args = _read_json(config).get("args")
+    args = read_json(config).get("args")
     if not isinstance(args, dict) or not isinstance(args.get("models"), dict):
         raise SetupFailed(f"{config} has no args.models")
     absent = [name for name in needed if name not in args["models"]]
@@ -85,6 +86,14 @@ def find_pipeline(folder: Path, needed: tuple[str, ...]) -> PipelineFiles:
     files = PipelineFiles(folder, args, models)
     for name in NORMALIZATIONS:
         _require_normalization(config, name, args.get(name), files.is_synthetic)
+    return files
+
+
+def require_files(files: ModelFiles) -> ModelFiles:
+    """Return a model's files; raises `SetupFailed` with the first one that is not there."""
+    for path in (files.config, files.weights):
+        if not path.is_file():
+            raise SetupFailed(f"{path} is missing (model {files.name})")
     return files
 
 
@@ -133,15 +142,7 @@ def _snapshot(folder: Path) -> Path:
     return snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A model whose parameters have no memory yet, and its buffers that no file holds."""
-
-    model: nn.Module
-    computed: dict[str, Tensor]
-
-
-def build_models(files: Sequence[ModelFiles], classes: Callable[[str], Build]) -> list[Built]:
+def build_models(files: Sequence[ModelFiles], classes: Callable[[str], Build]) -> list[nn.Module]:
     """Build the models that `files` describe, without memory.
 
     Not thread-safe: temporarily patches a method of torch, as accelerate's
@@ -151,7 +152,7 @@ def build_models(files: Sequence[ModelFiles], classes: Callable[[str], Build]) -
 
 
 def fill_models(
-    files: Sequence[ModelFiles], built: Sequence[Built], device: str
+    files: Sequence[ModelFiles], built: Sequence[nn.Module], device: str
 ) -> dict[str, nn.Module]:
     """Load weights onto `device`, several files at once; returns the models by name.
 
@@ -163,27 +164,24 @@ def fill_models(
         return {f.name: model for f, model in zip(files, filled, strict=True)}
 
 
-def _build(files: ModelFiles, classes: Callable[[str], Build]) -> Built:
-    config = _read_json(files.config)
+def _build(files: ModelFiles, classes: Callable[[str], Build]) -> nn.Module:
+    config = read_json(files.config)
     with described_by(files.config):
         build = classes(config["name"])
-        with _parameters_without_memory():
-            model = build(**config["args"])
-        computed = {}
-        if any(buffer.is_meta for buffer in model.buffers()):
-            # A copy without blocks computes the same ones (positions' phases, say).
-            computed = dict(build(**(config["args"] | {"num_blocks": 0})).named_buffers())
-    return Built(model, computed)
+        with parameters_without_memory():
+            return build(**config["args"])
 
 
-def _fill(files: ModelFiles, built: Built, device: str) -> nn.Module:
-    model = built.model
+def _fill(files: ModelFiles, model: nn.Module, device: str) -> nn.Module:
     state = _read_tensors(files.weights, device)
     _require_keys(files, model, state)
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
     cast = {name: t.to(expected[name].dtype) for name, t in state.items()}
     model.load_state_dict(cast, strict=False, assign=True)
-    _set_buffers(files, model, built.computed, device)
+    _bring_buffers(model, device)
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if left:
+        raise SetupFailed(f"{files.weights} leaves {first_few(left)} unset")
     return model.eval().requires_grad_(False)
 
 
@@ -206,14 +204,13 @@ def _require_normalization(config: Path, name: str, stated: Any, is_synthetic: b
 
 
 def _model_files(folder: Path, name: str, relative: str) -> ModelFiles:
-    files = ModelFiles(name, folder / f"{relative}.json", folder / f"{relative}.safetensors")
-    for path in (files.config, files.weights):
-        if not path.is_file():
-            raise SetupFailed(f"{path} is missing (model {name})")
-    return files
+    return require_files(
+        ModelFiles(name, folder / f"{relative}.json", folder / f"{relative}.safetensors")
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raises `SetupFailed` with its name."""
     try:
         content = json.loads(path.read_text())
     except OSError as err:
@@ -256,25 +253,36 @@ def _require_keys(files: ModelFiles, model: nn.Module, state: dict[str, Tensor])
             raise SetupFailed(f"{files.weights} {what} {first_few(names)}")
 
 
-def _set_buffers(
-    files: ModelFiles, model: nn.Module, computed: dict[str, Tensor], device: str
-) -> None:
-    for name in [name for name, buffer in model.named_buffers() if buffer.is_meta]:
-        if name not in computed:
-            raise SetupFailed(f"{files.weights} leaves the buffer {name} unset")
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner).register_buffer(leaf, computed[name].to(device))
-    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if left:
-        raise SetupFailed(f"{files.weights} leaves {', '.join(left[:3])} unset")
+def _bring_buffers(model: nn.Module, device: str) -> None:
+    """Bring what a constructor computed, positions' phases say, to where the weights are."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
+
+
+class _MadeOnHost(TorchFunctionMode):
+    """Make on the host what is asked for on the meta device.
+
+    Upstream's constructors compute positions where their parameters are. Without memory they would
+    have no values, and some of torch's functions there import torch's compiler, for seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        asked = dict(kwargs or {})
+        if str(asked.get("device")) == "meta":
+            asked["device"] = "cpu"
+        return func(*args, **asked)
 
 
 @contextmanager
-def _parameters_without_memory() -> Iterator[None]:
+def parameters_without_memory() -> Iterator[None]:
     """Send each parameter to the meta device as it is registered; all else stays real.
 
-    Upstream computes tensors in constructors that belong to no state dict (the frequencies of its
-    rotary embedding), so the meta device cannot be the default one.
+    Not thread-safe. Upstream computes tensors in constructors that belong to no state dict (the
+    frequencies of its rotary embedding), so the meta device cannot be the default one.
     """
     register = nn.Module.register_parameter
 
@@ -286,7 +294,7 @@ def _parameters_without_memory() -> Iterator[None]:
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _MadeOnHost():
             yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]

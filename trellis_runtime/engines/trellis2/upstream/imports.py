@@ -1,4 +1,4 @@
-"""Upstream's packages, imported without the extensions that nothing here calls.
+"""Upstream's packages, imported without what nothing here calls.
 
 Two of upstream's modules import CuMesh and nvdiffrast at their top, for functions that this worker
 has of its own: `o_voxel/__init__` brings in its export code, and `trellis2.representations.mesh`
@@ -10,6 +10,11 @@ could answer wrongly: the modules that import them are simply never run.
   for one) are then imported as ever.
 - `trellis2.representations` looks `Mesh` and `MeshWithVoxel` up when they are first asked for. Ours
   is set there before: it has a decoded mesh's two arrays, and nothing to call.
+
+Two more import transformers and torchvision, which takes seconds: `image_feature_extractor`, whose
+DINOv3 is ours (`models/dinov3`), and `rembg`. Upstream's pipeline imports both at its top and reads
+them in its own `from_pretrained` alone, so they are entered without being run as well; `rembg` is
+run when there is a background remover to load.
 """
 
 from __future__ import annotations
@@ -42,14 +47,37 @@ class _NotUsedHere:
         raise RuntimeError("MeshWithVoxel is upstream's; this worker keeps voxels beside the mesh")
 
 
+_REMOVERS = "trellis2.pipelines.rembg"
+_ENCODERS = "trellis2.modules.image_feature_extractor"
+
+
 def import_dual_grid() -> ModuleType:
     """Return `o_voxel.convert`, which turns dual grids into meshes; raises ImportError."""
-    if "o_voxel" not in sys.modules:
-        spec = importlib.util.find_spec("o_voxel")
-        if spec is None:
-            raise ModuleNotFoundError("No module named 'o_voxel'", name="o_voxel")
-        sys.modules["o_voxel"] = importlib.util.module_from_spec(spec)
+    _enter("o_voxel")
     return importlib.import_module("o_voxel.convert")
+
+
+def leave_helpers_out() -> None:
+    """Have upstream's pipeline import without its image encoder and its remover."""
+    _enter(_ENCODERS)
+    _enter(_REMOVERS)
+
+
+def import_removers() -> ModuleType:
+    """Return `trellis2.pipelines.rembg`, which imports transformers; raises ImportError."""
+    if not hasattr(sys.modules.get(_REMOVERS), "BiRefNet"):
+        sys.modules.pop(_REMOVERS, None)  # entered, and never run
+    return importlib.import_module(_REMOVERS)
+
+
+def _enter(name: str) -> None:
+    """Enter a module in `sys.modules` without running it, where it is not there yet."""
+    if name in sys.modules:
+        return
+    spec = importlib.util.find_spec(name)  # imports the package that it is in
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
 
 
 def use_decoded_mesh() -> None:

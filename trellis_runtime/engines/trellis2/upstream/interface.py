@@ -114,14 +114,9 @@ CALLS: tuple[Used, ...] = (
         "FlowEulerGuidanceIntervalSampler.sample_once",
         ("model", "x_t", "t", "t_prev", "cond"),
     ),
-    Used("trellis2.pipelines.rembg", "BiRefNet", ("model_name",)),
-    Used("trellis2.pipelines.rembg", "BiRefNet.__call__", ("image",)),
-    Used("trellis2.modules.image_feature_extractor", "DinoV3FeatureExtractor", ("model_name",)),
     Used("trellis2.modules.sparse", "SparseTensor.replace", ("feats",)),
     Used("trellis2.modules.norm", "LayerNorm32"),
-    Used("trellis2.models", "SLatFlowModel", keywords=("num_blocks",)),
     Used("trellis2.models", "SLatFlowModel.forward", ("x", "t", "cond", "concat_cond")),
-    Used("trellis2.models", "SparseStructureFlowModel", keywords=("num_blocks",)),
     Used("trellis2.models", "SparseStructureFlowModel.forward", ("x", "t", "cond")),
     Used("trellis2.models", "SparseStructureDecoder.forward", ("x",)),
     Used("trellis2.models", "FlexiDualGridVaeDecoder.set_resolution", ("resolution",)),
@@ -142,6 +137,13 @@ CALLS: tuple[Used, ...] = (
     ),
 )
 """What is called, and how."""
+
+REMOVER_CALLS: tuple[Used, ...] = (
+    Used("trellis2.pipelines.rembg", "BiRefNet", ("model_name",)),
+    Used("trellis2.pipelines.rembg", "BiRefNet.__call__", ("image",)),
+)
+"""What a background remover is besides: importing it takes seconds, so a start without one does
+not."""
 
 REHEARSAL_CALLS: tuple[Used, ...] = (
     Used(

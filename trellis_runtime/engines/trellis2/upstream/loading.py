@@ -2,7 +2,7 @@
 
 files found ─► upstream's models imported ─► compared with the table ─► built without memory
                     weights read ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┐  beside the imports
-                    pipeline imported ─► compared ─► assembled ◄─────┘
+             pipeline imported ─► compared ─► remover ─► assembled ◄┘
                                                       └─► objects compared with the table
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,10 +24,17 @@ from torch import nn
 from trellis_runtime.engines.packages import GPU_PACKAGES
 from trellis_runtime.engines.trellis2.device import kernel_cache, vram
 from trellis_runtime.engines.trellis2.device.placement import START_RESOLUTION, Placement
-from trellis_runtime.engines.trellis2.upstream import attention, imports, interface, rehearsal
+from trellis_runtime.engines.trellis2.models.dinov3 import DinoV3, PictureEncoder
+from trellis_runtime.engines.trellis2.upstream import (
+    attention,
+    helpers,
+    imports,
+    interface,
+    rehearsal,
+)
 from trellis_runtime.engines.trellis2.upstream.adapter import UpstreamPipeline
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
-    Built,
+    ModelFiles,
     PipelineFiles,
     build_models,
     described_by,
@@ -36,7 +44,6 @@ from trellis_runtime.engines.trellis2.upstream.checkpoints import (
 )
 from trellis_runtime.engines.trellis2.upstream.decoders import row_layers
 from trellis_runtime.engines.trellis2.upstream.flows import FastFlow
-from trellis_runtime.engines.trellis2.upstream.helpers import build_whole, require_width
 from trellis_runtime.errors import SetupFailed
 from trellis_runtime.settings import Trellis2
 
@@ -68,43 +75,32 @@ def versions() -> dict[str, str]:
 def load(settings: Trellis2, device: torch.device, note: Note) -> UpstreamPipeline:
     """Import upstream and load every model; raises `SetupFailed`.
 
-    The flow models and decoders go to `device` where every model and a job fit, else to the host.
+    All but the background remover go to `device` where every model and a job fit, else to the host.
     """
     with _timed("cuda", note):
         vram.initialize(device)
         if settings.model_dir is None:
             raise SetupFailed("TRELLIS2_MODEL_DIR is not set")
         files = find_pipeline(settings.model_dir, MODELS)
+        places = helpers.folders(settings, files)
+        encoder = helpers.find_encoder(files, places[helpers.ENCODER])
         note("kernel_cache_found", float(_use_kernel_cache(settings, device)))
-    fits = _placement(settings, files).fits(vram.available(device), START_RESOLUTION)
+    fits = _placement(files, places).fits(vram.available(device), START_RESOLUTION)
     weights_at = device.type if fits and settings.placement != "offload" else "cpu"
     kernels = "sdpa" if settings.flow == "fast" else attention.choose()
     os.environ.update(attention.environment(kernels))  # noqa: TID251 - upstream reads it at import
     with ThreadPoolExecutor(1, thread_name_prefix="load") as beside:
         with _timed("import_upstream", note):
             models = _import_models()
-            built = build_models(files.models, partial(getattr, models))
-            # Weights travel while the rest is imported, which takes longer.
-            loading = beside.submit(_fill_models, files, built, weights_at, note)
-            pipeline_class, sparse_type, decoder_class = _import_pipeline(kernels)
+            wanted, built = (*files.models, encoder), _build_all(files, encoder, models)
+            # Weights travel while the rest is imported.
+            loading = beside.submit(_fill_models, wanted, built, weights_at, note)
+            classes = _import_pipeline(kernels)
+        remover = _load_remover(files, places[helpers.REMOVER], note)
+        attention.install_flash_attn_shim(kernels)
         with _timed("load", note):
-            modules = loading.result()
-            flows = _flows(settings, modules)
-            with described_by(files.config):
-                inner = _assemble(files, pipeline_class, modules | flows, device)
-                _load_helpers(settings, files, inner, modules)
-            interface.check_models(inner, modules)
-    pipeline = UpstreamPipeline(
-        trellis=inner,
-        modules=modules,
-        flows=flows,
-        row_layers={name: row_layers(modules[name]) for name in DECODERS},
-        attention=kernels,
-        is_synthetic=files.is_synthetic or settings.rehearsal,
-        sparse_tensor_type=sparse_type,
-        decoder_class=decoder_class,
-        device=device,
-    )
+            made = loading.result()
+            pipeline = _assemble(settings, files, classes, made, remover, device)
     if settings.rehearsal:
         with _timed("rehearsal", note):
             rehearsal.install_synthetic_structure(pipeline, settings.rehearsal_shape)
@@ -145,15 +141,26 @@ def _import_models() -> Any:
     return models
 
 
-def _import_pipeline(kernels: str) -> tuple[Any, Any, Any]:
+@dataclass(frozen=True, slots=True)
+class _Classes:
+    """What is taken of upstream's code, and the attention kernels that it was imported for."""
+
+    pipeline: Any
+    sparse_tensor: Any
+    decoder: Any
+    attention: str
+
+
+def _import_pipeline(kernels: str) -> _Classes:
     with _importing():
         from trellis2.models.sc_vaes.sparse_unet_vae import SparseUnetVaeDecoder
         from trellis2.modules.sparse import SparseTensor
-        from trellis2.pipelines import Trellis2ImageTo3DPipeline  # imports transformers
+
+        imports.leave_helpers_out()
+        from trellis2.pipelines import Trellis2ImageTo3DPipeline
     interface.check_code()
     attention.check_chosen(kernels)
-    attention.install_flash_attn_shim(kernels)
-    return Trellis2ImageTo3DPipeline, SparseTensor, SparseUnetVaeDecoder
+    return _Classes(Trellis2ImageTo3DPipeline, SparseTensor, SparseUnetVaeDecoder, kernels)
 
 
 def _use_kernel_cache(settings: Trellis2, device: torch.device) -> bool:
@@ -163,16 +170,64 @@ def _use_kernel_cache(settings: Trellis2, device: torch.device) -> bool:
     return kernel_cache.use_for_card(folder, settings.kernel_seed_dir)
 
 
+def _build_all(files: PipelineFiles, encoder: ModelFiles, models: Any) -> list[nn.Module]:
+    """Build upstream's models and DINOv3, which has to be as wide as they expect it."""
+    built = build_models(files.models, partial(getattr, models))
+    with described_by(files.models[0].config):
+        reader = built[0].get_parameter("blocks.0.cross_attn.to_kv.weight")
+    return [*built, helpers.build_encoder(encoder, reader.shape[1])]
+
+
 def _fill_models(
-    files: PipelineFiles, built: list[Built], device: str, note: Note
+    files: Sequence[ModelFiles], built: Sequence[nn.Module], device: str, note: Note
 ) -> dict[str, nn.Module]:
     with _timed("load_beside_imports", note):
-        return fill_models(files.models, built, device)
+        return fill_models(files, built, device)
+
+
+def _load_remover(files: PipelineFiles, folder: Path | None, note: Note) -> tuple[Any, nn.Module]:
+    """Return the remover's wrapper and model, or None and a model without weights.
+
+    It is loaded beside the other weights rather than with its first use: a file of it that is
+    damaged stops the start, and the first photograph does not wait for transformers.
+    """
+    if folder is None:
+        return None, nn.Identity()
+    with _timed("remover", note), _importing():
+        return helpers.load_remover(files, folder)
 
 
 def _assemble(
-    files: PipelineFiles, pipelines: Any, modules: dict[str, nn.Module], device: torch.device
-) -> Any:
+    settings: Trellis2,
+    files: PipelineFiles,
+    classes: _Classes,
+    modules: dict[str, nn.Module],
+    remover: tuple[Any, nn.Module],
+    device: torch.device,
+) -> UpstreamPipeline:
+    """Return upstream's pipeline object around the models, compared with the table."""
+    flows = _flows(settings, modules)
+    with described_by(files.config):
+        inner = _upstreams(files, classes.pipeline, {n: modules[n] for n in MODELS} | flows)
+    inner._device = device
+    inner.image_cond_model = PictureEncoder(cast(DinoV3, modules[helpers.ENCODER]))
+    inner.rembg_model, modules[helpers.REMOVER] = remover
+    interface.check_models(inner, modules)
+    return UpstreamPipeline(
+        trellis=inner,
+        modules=modules,
+        flows=flows,
+        row_layers={name: row_layers(modules[name]) for name in DECODERS},
+        attention=classes.attention,
+        is_synthetic=files.is_synthetic or settings.rehearsal,
+        sparse_tensor_type=classes.sparse_tensor,
+        decoder_class=classes.decoder,
+        device=device,
+    )
+
+
+def _upstreams(files: PipelineFiles, pipelines: Any, models: dict[str, nn.Module]) -> Any:
+    """Return upstream's own object, made of `pipeline.json`'s samplers and these models."""
     from trellis2.pipelines import samplers
 
     args = files.args
@@ -180,8 +235,8 @@ def _assemble(
     def sampler(name: str) -> Any:
         return getattr(samplers, args[name]["name"])(**args[name]["args"])
 
-    inner = pipelines(
-        modules,
+    return pipelines(
+        models,
         *(sampler(n) for n in _SAMPLERS),
         *(args[n]["params"] for n in _SAMPLERS),
         args["shape_slat_normalization"],
@@ -190,58 +245,9 @@ def _assemble(
         None,
         low_vram=False,
     )
-    inner._device = device
-    return inner
 
 
-def _load_helpers(
-    settings: Trellis2, files: PipelineFiles, inner: Any, modules: dict[str, nn.Module]
-) -> None:
-    """Load DINOv3 and the matting model from local folders; either can be replaced by setting."""
-    from trellis2.modules import image_feature_extractor
-    from trellis2.pipelines import rembg
-
-    stated = files.args["image_cond_model"]
-    dino = _local(settings.dinov3_dir, files.folder, stated["args"]["model_name"])
-    if dino is None:
-        raise SetupFailed("DINOv3 is in no local folder: set TRELLIS2_DINOV3_DIR")
-    build = getattr(image_feature_extractor, stated["name"])
-    extractor = build_whole(build, "DINOv3", dino, is_synthetic=files.is_synthetic)
-    reader = modules["sparse_structure_flow_model"].get_parameter(
-        "blocks.0.cross_attn.to_kv.weight"
-    )
-    require_width(extractor.model, reader.shape[1], dino)
-    if not hasattr(extractor.model, "layer"):  # transformers 5 has moved it
-        extractor.model.layer = extractor.model.model.layer
-    inner.image_cond_model = extractor
-    modules["image_cond_model"] = extractor.model.eval().requires_grad_(False)
-    stated = files.args["rembg_model"]
-    matting = _local(settings.rembg_dir, files.folder, stated["args"]["model_name"])
-    if matting is not None:
-        build, words = getattr(rembg, stated["name"]), "the background remover"
-        remover = build_whole(build, words, matting, is_synthetic=files.is_synthetic)
-        inner.rembg_model = remover
-        # Upstream's wrapper feeds it float32, whatever dtype its file has.
-        modules["rembg_model"] = remover.model.eval().float().requires_grad_(False)
-    else:
-        modules["rembg_model"] = nn.Identity()
-
-
-def _placement(settings: Trellis2, files: PipelineFiles) -> Placement:
+def _placement(files: PipelineFiles, places: Mapping[str, Path | None]) -> Placement:
     """Return the sums of a start, by the files: the helpers are float32, whatever theirs holds."""
-    args, placed = files.args, []
-    for part, override in (
-        ("image_cond_model", settings.dinov3_dir),
-        ("rembg_model", settings.rembg_dir),
-    ):
-        with described_by(files.config):
-            placed.append(_local(override, files.folder, args[part]["args"]["model_name"]))
-    helpers = sum(float32_bytes(folder) for folder in placed if folder is not None)
-    return Placement(files.weight_bytes + helpers, has_remover=placed[1] is not None)
-
-
-def _local(override: Path | None, folder: Path, name: str) -> Path | None:
-    for candidate in (override, folder / name, Path(name)):
-        if candidate is not None and candidate.is_dir():
-            return candidate
-    return None
+    held = sum(float32_bytes(folder) for folder in places.values() if folder is not None)
+    return Placement(files.weight_bytes + held, has_remover=places[helpers.REMOVER] is not None)
