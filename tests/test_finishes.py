@@ -110,6 +110,9 @@ class WatchedGeneration(WithinGeneration):
         ({"name": "a", "decimation_target": 999}, "1000"),
         ({"name": "a", "texture_size": 1000}, "512, 1024"),
         ({"name": "a", "faces": 5}, "not a field"),
+        ({"name": "a", "maps": ["height"]}, "'normal' or 'occlusion'"),
+        ({"name": "a", "maps": ["normal", "normal"]}, "given twice"),
+        ({"name": "a", "format": "stl", "maps": ["normal"]}, "has no textures"),
     ],
 )
 def test_a_finish_that_cannot_be_is_refused_and_the_schema_says_the_same(
@@ -121,6 +124,35 @@ def test_a_finish_that_cannot_be_is_refused_and_the_schema_says_the_same(
     assert str(caught.value.field).startswith("output.finishes.0")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(payload, request_schema())
+
+
+def test_maps_that_the_engine_cannot_bake_are_refused_before_anything_is_computed(
+    tmp_path: Path,
+) -> None:
+    engine = Watched()
+    worker = start(tmp_path, engine)
+    for asked, field in (
+        (asking(maps=["normal"]), "output.maps"),
+        (asking(ALL[0], {"name": "b", "maps": ["occlusion"]}), "output.finishes.1.maps"),
+    ):
+        answer = handle(worker, asked)
+        assert (answer["code"], answer["field"]) == ("invalid_input", field)
+        assert asked["output"].get("maps", ["occlusion"])[0] in answer["error"]
+        assert "embedded" in answer["error"]
+    assert engine.ran == []
+
+
+def test_a_finish_has_the_requests_maps_its_own_or_none_without_a_texture() -> None:
+    finishes = [{"name": "a"}, {"name": "b", "maps": []}, {"name": "c", "maps": ["occlusion"]},
+                {"name": "d", "format": "ply"}]  # fmt: skip
+    asked = {"image": "x", "output": {"maps": ["normal"], "finishes": finishes, "lods": [2000]}}
+    jsonschema.validate(asked, request_schema())
+    request = parse_request(asked)
+    orders = [settle(finish, request) for finish in request.output.all_finishes]
+    plans = [order.plan(Plan.as_asked(request, 1)) for order in orders]
+    assert [plan.maps for plan in plans] == [("normal",), (), ("occlusion",), (), ("normal",)]
+    with pytest.raises(InvalidInput, match="given twice"):
+        parse_request({"image": "x", "output": {"maps": ["normal", "normal"]}})
 
 
 def test_finishes_are_bounded_and_each_has_a_name_of_its_own() -> None:

@@ -33,6 +33,7 @@ Compression = Literal["none", "draco"]
 SizeAxis = Literal["longest", "x", "y", "z"]
 Pivot = Literal["made", "center", "bottom"]
 UpAxis = Literal["auto", "y", "z"]
+DetailMap = Literal["normal", "occlusion"]
 MOST_FINISHES = 8
 
 
@@ -154,7 +155,12 @@ def _finish_rules() -> Any:
     return [
         _needs(
             {"format": {"enum": [name for name in FORMATS if name not in textured]}},
-            {"properties": {f: {"type": "null"} for f in ("texture_size", "texture_format")}},
+            {
+                "properties": {
+                    **{f: {"type": "null"} for f in ("texture_size", "texture_format")},
+                    "maps": {"anyOf": [{"type": "null"}, {"maxItems": 0}]},
+                }
+            },
         ),
         *(
             _needs(
@@ -216,6 +222,12 @@ class Finish(RequestModel):
     pivot: Pivot | None = Field(
         None, description="Where the file's origin lies; null: as output.pivot."
     )
+    maps: Annotated[tuple[DetailMap, ...], Field(strict=False)] | None = Field(
+        None,
+        max_length=2,
+        json_schema_extra={"uniqueItems": True},
+        description="Of detail, for formats with textures; null: as output.maps.",
+    )
     up_axis: UpAxis = Field(
         "auto",
         description="Which axis is up in the file; auto: z for stl and 3mf, y for the others. "
@@ -233,6 +245,9 @@ class Finish(RequestModel):
             raise ValueError(
                 f"texture_format is {self.texture_format!r}; format {form!r} takes {known}"
             )
+        if self.maps and not facts.textures:
+            raise ValueError(f"maps are not used with format {form!r}, which has no textures")
+        _require_apart(self.maps or ())
         if self.compression is not None and form != "glb":
             raise ValueError(f"compression is for format 'glb', not {form!r}")
         if facts.y_up_only and self.up_axis == "z":
@@ -315,6 +330,14 @@ class Output(RequestModel):
         description="Where the file's origin lies. made: the middle of the cube it was made in; "
         "center: of its box; bottom: of its box's lower side.",
     )
+    maps: Annotated[tuple[DetailMap, ...], Field(strict=False)] = Field(
+        (),
+        max_length=2,
+        json_schema_extra={"uniqueItems": True},
+        description="Baked from the full surface besides base colour and metallic-roughness. "
+        "normal: a tangent-space normal map, with tangents in the file; occlusion: ambient "
+        "occlusion, in the red of metallic-roughness.",
+    )
     finishes: Annotated[tuple[Finish, ...], Field(strict=False)] = Field(
         (),
         max_length=MOST_FINISHES,
@@ -349,6 +372,12 @@ class Output(RequestModel):
             for number, faces in enumerate(self.lods)
         )
         return (*self.finishes, *levels)
+
+    @field_validator("maps")
+    @classmethod
+    def _each_map_once(cls, maps: tuple[DetailMap, ...]) -> tuple[DetailMap, ...]:
+        _require_apart(maps)
+        return maps
 
     @field_validator("lods")
     @classmethod
@@ -387,6 +416,11 @@ class Output(RequestModel):
         if self.delivery in ("url", "inline") and self.upload_url is not None:
             raise ValueError(f"upload_url is not used with delivery {self.delivery!r}")
         return self
+
+
+def _require_apart(maps: tuple[DetailMap, ...]) -> None:
+    if len(set(maps)) < len(maps):
+        raise ValueError(f"the map {maps[0]!r} is given twice")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

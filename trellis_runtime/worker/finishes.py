@@ -39,6 +39,7 @@ from trellis_runtime.contract.ladder import LadderState, Plan, Shortage
 from trellis_runtime.contract.quality import require_quality
 from trellis_runtime.contract.request import (
     Compression,
+    DetailMap,
     Finish,
     GenerationRequest,
     Output,
@@ -75,6 +76,7 @@ class Order:
     texture_format: TextureFormat
     compression: Compression
     placement: Placement
+    maps: tuple[DetailMap, ...] = ()
 
     @property
     def facts(self) -> FormatFacts:
@@ -86,6 +88,7 @@ class Order:
             requested,
             decimation_target=self.decimation_target,
             texture_size=self.texture_size if self.facts.textures else 0,
+            maps=self.maps,
         )
         if not self.facts.printed:
             return wanted
@@ -126,6 +129,7 @@ def settle(finish: Finish, request: GenerationRequest) -> Order:
         texture_format,
         compression,
         _placement(finish, output),
+        (output.maps if finish.maps is None else finish.maps) if facts.textures else (),
     )
 
 
@@ -286,4 +290,7 @@ def _warnings(asset: Asset, mesh: MeshReport, order: Order) -> list[AnswerWarnin
                 text=f"{open_edges} edges have not exactly two faces; a slicer has to repair it",
             )
         )
+    if order.format == "obj" and asset.has_occlusion:
+        text = "occlusion.png is in the zip, but MTL has no word that names it"
+        found.append(AnswerWarning(code="occlusion_not_linked", text=text))
     return found
