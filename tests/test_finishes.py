@@ -37,8 +37,9 @@ from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault, InvalidInput, MeshRejected, OutOfVram
 from trellis_runtime.worker.export import Exported, export
-from trellis_runtime.worker.finishes import Finisher, settle
+from trellis_runtime.worker.finishes import Finisher
 from trellis_runtime.worker.fitting import fit
+from trellis_runtime.worker.orders import settle
 from trellis_runtime.worker.worker import Worker
 
 ALL = [
@@ -98,7 +99,12 @@ class WatchedGeneration(WithinGeneration):
         ({"name": "x" * 33}, "name"),
         ({"name": "model"}, "plain GLB"),
         ({}, "name is missing"),
-        ({"name": "a", "format": "fbx"}, "'glb', 'usdz', 'obj', 'ply', 'stl' or '3mf'"),
+        ({"name": "a", "format": "fbx"}, "'glb', 'usdz', 'obj', 'ply', 'stl', '3mf' or 'hulls'"),
+        ({"name": "model", "format": "hulls"}, "plain GLB"),
+        ({"name": "a", "hulls": 4}, "hulls is for format 'hulls'"),
+        ({"name": "a", "format": "hulls", "hulls": 65}, "64"),
+        ({"name": "a", "format": "hulls", "hulls": 0}, "1"),
+        ({"name": "a", "format": "hulls", "decimation_target": 2000}, "is not used with"),
         ({"name": "a", "format": "stl", "texture_size": 512}, "has no textures"),
         ({"name": "a", "format": "3mf", "texture_format": "png"}, "has no textures"),
         ({"name": "a", "format": "usdz", "texture_format": "webp"}, "takes png, jpeg"),
@@ -412,6 +418,9 @@ def test_levels_of_detail_are_one_glb_each_within_its_budget(
         ({"lods": [999]}, "1000"),
         ({"lods": [9000 - n for n in range(7)], "finishes": ALL[:2]}, "9 together"),
         ({"lods": [2000], "finishes": [{"name": "lod0"}]}, "'lod0' is given twice"),
+        ({"hulls": 4, "finishes": [{"name": "hulls"}]}, "'hulls' is given twice"),
+        ({"hulls": 4, "lods": [9000 - n for n in range(8)]}, "9 together"),
+        ({"hulls": 65}, "64"),
     ],
 )
 def test_levels_that_cannot_be_are_refused(output: dict[str, Any], words: str) -> None:

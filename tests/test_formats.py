@@ -97,7 +97,7 @@ def require_same(
 
 def test_each_file_is_the_same_bytes_each_time(mug: Asset) -> None:
     for form in FORMATS:
-        if form != "glb":
+        if form not in ("glb", "hulls"):  # those of tests/test_glb.py and tests/test_hulls.py
             assert write_file(mug, form, "png") == write_file(mug, form, "png"), form
 
 

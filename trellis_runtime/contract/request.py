@@ -35,6 +35,8 @@ Pivot = Literal["made", "center", "bottom"]
 UpAxis = Literal["auto", "y", "z"]
 DetailMap = Literal["normal", "occlusion"]
 MOST_FINISHES = 8
+MOST_HULLS = 64
+USUAL_HULLS = 16
 
 
 _LONGEST_URL = 8192
@@ -145,12 +147,14 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$"
 HeaderValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=2000)]
 
 _Faces = Annotated[int, Field(ge=1_000, le=2_000_000)]
+_Hulls = Annotated[int, Field(ge=1, le=MOST_HULLS)]
 _Metres = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 def _finish_rules() -> Any:
     textured = [name for name, facts in FORMATS.items() if facts.textures]
     y_up = [name for name, facts in FORMATS.items() if facts.y_up_only]
+    glb = [name for name, facts in FORMATS.items() if facts.suffix == FORMATS["glb"].suffix]
     with_format = {"required": ["format"]}
     return [
         _needs(
@@ -176,7 +180,15 @@ def _finish_rules() -> Any:
         {
             "if": with_format | {"properties": {"format": {"not": {"const": "glb"}}}},
             "then": {"properties": {"compression": {"type": "null"}}},
-            "else": {"properties": {"name": {"not": {"const": "model"}}}},
+        },
+        {
+            "if": {"properties": {"format": {"enum": glb}}},
+            "then": {"properties": {"name": {"not": {"const": "model"}}}},
+        },
+        {
+            "if": with_format | {"properties": {"format": {"const": "hulls"}}},
+            "then": {"properties": {"decimation_target": {"type": "null"}}},
+            "else": {"properties": {"hulls": {"type": "null"}}},
         },
     ]
 
@@ -194,7 +206,8 @@ class Finish(RequestModel):
     format: FileFormat = Field(
         "glb",
         description="glb; usdz (for Quick Look); obj (a zip with OBJ, MTL and textures); ply "
-        "(colours at the vertices); stl, 3mf (for printers: one closed surface in millimetres).",
+        "(colours at the vertices); stl, 3mf (for printers: one closed surface in millimetres); "
+        "hulls (a GLB of convex hulls, for collisions).",
     )
     decimation_target: _Faces | None = Field(
         None, description="Most faces of this file's mesh; null: as the request."
@@ -222,6 +235,10 @@ class Finish(RequestModel):
     pivot: Pivot | None = Field(
         None, description="Where the file's origin lies; null: as output.pivot."
     )
+    hulls: _Hulls | None = Field(
+        None,
+        description="At most how many convex hulls a file of format hulls has (1 to 64); null: 16.",
+    )
     maps: Annotated[tuple[DetailMap, ...], Field(strict=False)] | None = Field(
         None,
         max_length=2,
@@ -235,6 +252,20 @@ class Finish(RequestModel):
     )
 
     @model_validator(mode="after")
+    def _maps_and_hulls_fit(self) -> Finish:
+        facts, form = FORMATS[self.format], self.format
+        if self.maps and not facts.textures:
+            raise ValueError(f"maps are not used with format {form!r}, which has no textures")
+        _require_apart(self.maps or ())
+        if self.hulls is not None and form != "hulls":
+            raise ValueError(f"hulls is for format 'hulls', not {form!r}")
+        if self.decimation_target is not None and form == "hulls":
+            raise ValueError(
+                "decimation_target is not used with format 'hulls': they are the GLB's"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_format(self) -> Finish:
         facts, form = FORMATS[self.format], self.format
         if not facts.textures and (self.texture_size or self.texture_format):
@@ -245,16 +276,21 @@ class Finish(RequestModel):
             raise ValueError(
                 f"texture_format is {self.texture_format!r}; format {form!r} takes {known}"
             )
-        if self.maps and not facts.textures:
-            raise ValueError(f"maps are not used with format {form!r}, which has no textures")
-        _require_apart(self.maps or ())
         if self.compression is not None and form != "glb":
             raise ValueError(f"compression is for format 'glb', not {form!r}")
         if facts.y_up_only and self.up_axis == "z":
             raise ValueError(f"up_axis is 'z'; format {form!r} is y-up by its own rules")
-        if (self.name, form) == ("model", "glb"):
+        if self.name == "model" and facts.suffix == FORMATS["glb"].suffix:
             raise ValueError("name 'model' is the plain GLB's")
         return self
+
+
+HULLS = "hulls"
+"""The name of the file that `output.hulls` asks for, without its suffix."""
+
+
+def _hulls_finish(most: int) -> Finish:
+    return Finish(name=HULLS, format="hulls", hulls=most)
 
 
 class Output(RequestModel):
@@ -352,6 +388,12 @@ class Output(RequestModel):
         "finishes and lods are at most 8 together.",
     )
 
+    hulls: _Hulls | None = Field(
+        None,
+        description="At most how many convex hulls stand for the model in a physics engine (1 to "
+        "64), in a GLB of their own: hulls in the answer's files, behind the others; null: none.",
+    )
+
     _trimmed = field_validator("upload_url", mode="before")(_trim)
 
     @field_validator("upload_headers")
@@ -366,12 +408,13 @@ class Output(RequestModel):
 
     @property
     def all_finishes(self) -> tuple[Finish, ...]:
-        """The finishes, and one for each level of detail."""
+        """The finishes, one for each level of detail, and one for hulls."""
         levels = (
             Finish(name=f"lod{number}", decimation_target=faces)
             for number, faces in enumerate(self.lods)
         )
-        return (*self.finishes, *levels)
+        hulls = () if self.hulls is None else (_hulls_finish(self.hulls),)
+        return (*self.finishes, *levels, *hulls)
 
     @field_validator("maps")
     @classmethod
@@ -388,13 +431,14 @@ class Output(RequestModel):
 
     @model_validator(mode="after")
     def _few_and_named_apart(self) -> Output:
-        if (count := len(self.finishes) + len(self.lods)) > MOST_FINISHES:
+        if (count := len(self.all_finishes)) > MOST_FINISHES:
             raise ValueError(
-                f"finishes and lods are {count} together; at most {MOST_FINISHES} are made"
+                f"finishes, lods and hulls are {count} together; at most {MOST_FINISHES} are made"
             )
-        levels = {f"lod{number}" for number in range(len(self.lods))}
-        if taken := sorted(levels & {finish.name for finish in self.finishes}):
-            raise ValueError(f"the name {taken[0]!r} is given twice: lods have it")
+        ours = {finish.name for finish in self.all_finishes[len(self.finishes) :]}
+        if taken := sorted(ours & {finish.name for finish in self.finishes}):
+            owner = "hulls have" if taken[0] == HULLS else "lods have"
+            raise ValueError(f"the name {taken[0]!r} is given twice: {owner} it")
         return self
 
     @field_validator("finishes")

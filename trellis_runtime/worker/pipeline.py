@@ -73,8 +73,9 @@ from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.blame import library_errors
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
-from trellis_runtime.worker.finishes import Finished, Finisher, Recipe, require_writable
+from trellis_runtime.worker.finishes import Finished, Finisher, Recipe
 from trellis_runtime.worker.fitting import fit, may_compress
+from trellis_runtime.worker.orders import require_writable
 from trellis_runtime.worker.recipe import recipe
 
 Finish = Callable[[GenerationResult], bytes]
