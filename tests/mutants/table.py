@@ -1069,8 +1069,8 @@ _BAKE: tuple[Mutant, ...] = (
     Mutant(
         "metallic is blue and roughness is green",
         f"{_BAKING}/texels.py",
-        "[np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]]",
-        "[np.zeros_like(pixels[..., 4]), pixels[..., 3], pixels[..., 4]]",
+        "[red, pixels[..., 4], pixels[..., 3]]",
+        "[red, pixels[..., 3], pixels[..., 4]]",
         (_BY_VALUES,),
     ),
     Mutant(
