@@ -37,8 +37,9 @@ from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault, InvalidInput, MeshRejected, OutOfVram
 from trellis_runtime.worker.export import Exported, export
-from trellis_runtime.worker.finishes import Finisher, settle
+from trellis_runtime.worker.finishes import Finisher
 from trellis_runtime.worker.fitting import fit
+from trellis_runtime.worker.orders import settle
 from trellis_runtime.worker.worker import Worker
 
 ALL = [
@@ -98,7 +99,12 @@ class WatchedGeneration(WithinGeneration):
         ({"name": "x" * 33}, "name"),
         ({"name": "model"}, "plain GLB"),
         ({}, "name is missing"),
-        ({"name": "a", "format": "fbx"}, "'glb', 'usdz', 'obj', 'ply', 'stl' or '3mf'"),
+        ({"name": "a", "format": "fbx"}, "'glb', 'usdz', 'obj', 'ply', 'stl', '3mf' or 'hulls'"),
+        ({"name": "model", "format": "hulls"}, "plain GLB"),
+        ({"name": "a", "hulls": 4}, "hulls is for format 'hulls'"),
+        ({"name": "a", "format": "hulls", "hulls": 65}, "64"),
+        ({"name": "a", "format": "hulls", "hulls": 0}, "1"),
+        ({"name": "a", "format": "hulls", "decimation_target": 2000}, "is not used with"),
         ({"name": "a", "format": "stl", "texture_size": 512}, "has no textures"),
         ({"name": "a", "format": "3mf", "texture_format": "png"}, "has no textures"),
         ({"name": "a", "format": "usdz", "texture_format": "webp"}, "takes png, jpeg"),
@@ -110,6 +116,9 @@ class WatchedGeneration(WithinGeneration):
         ({"name": "a", "decimation_target": 999}, "1000"),
         ({"name": "a", "texture_size": 1000}, "512, 1024"),
         ({"name": "a", "faces": 5}, "not a field"),
+        ({"name": "a", "maps": ["height"]}, "'normal' or 'occlusion'"),
+        ({"name": "a", "maps": ["normal", "normal"]}, "given twice"),
+        ({"name": "a", "format": "stl", "maps": ["normal"]}, "has no textures"),
     ],
 )
 def test_a_finish_that_cannot_be_is_refused_and_the_schema_says_the_same(
@@ -121,6 +130,35 @@ def test_a_finish_that_cannot_be_is_refused_and_the_schema_says_the_same(
     assert str(caught.value.field).startswith("output.finishes.0")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(payload, request_schema())
+
+
+def test_maps_that_the_engine_cannot_bake_are_refused_before_anything_is_computed(
+    tmp_path: Path,
+) -> None:
+    engine = Watched()
+    worker = start(tmp_path, engine)
+    for asked, field in (
+        (asking(maps=["normal"]), "output.maps"),
+        (asking(ALL[0], {"name": "b", "maps": ["occlusion"]}), "output.finishes.1.maps"),
+    ):
+        answer = handle(worker, asked)
+        assert (answer["code"], answer["field"]) == ("invalid_input", field)
+        assert asked["output"].get("maps", ["occlusion"])[0] in answer["error"]
+        assert "embedded" in answer["error"]
+    assert engine.ran == []
+
+
+def test_a_finish_has_the_requests_maps_its_own_or_none_without_a_texture() -> None:
+    finishes = [{"name": "a"}, {"name": "b", "maps": []}, {"name": "c", "maps": ["occlusion"]},
+                {"name": "d", "format": "ply"}]  # fmt: skip
+    asked = {"image": "x", "output": {"maps": ["normal"], "finishes": finishes, "lods": [2000]}}
+    jsonschema.validate(asked, request_schema())
+    request = parse_request(asked)
+    orders = [settle(finish, request) for finish in request.output.all_finishes]
+    plans = [order.plan(Plan.as_asked(request, 1)) for order in orders]
+    assert [plan.maps for plan in plans] == [("normal",), (), ("occlusion",), (), ("normal",)]
+    with pytest.raises(InvalidInput, match="given twice"):
+        parse_request({"image": "x", "output": {"maps": ["normal", "normal"]}})
 
 
 def test_finishes_are_bounded_and_each_has_a_name_of_its_own() -> None:
@@ -380,6 +418,9 @@ def test_levels_of_detail_are_one_glb_each_within_its_budget(
         ({"lods": [999]}, "1000"),
         ({"lods": [9000 - n for n in range(7)], "finishes": ALL[:2]}, "9 together"),
         ({"lods": [2000], "finishes": [{"name": "lod0"}]}, "'lod0' is given twice"),
+        ({"hulls": 4, "finishes": [{"name": "hulls"}]}, "'hulls' is given twice"),
+        ({"hulls": 4, "lods": [9000 - n for n in range(8)]}, "9 together"),
+        ({"hulls": 65}, "64"),
     ],
 )
 def test_levels_that_cannot_be_are_refused(output: dict[str, Any], words: str) -> None:

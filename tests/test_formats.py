@@ -97,7 +97,7 @@ def require_same(
 
 def test_each_file_is_the_same_bytes_each_time(mug: Asset) -> None:
     for form in FORMATS:
-        if form != "glb":
+        if form not in ("glb", "hulls"):  # those of tests/test_glb.py and tests/test_hulls.py
             assert write_file(mug, form, "png") == write_file(mug, form, "png"), form
 
 
@@ -251,6 +251,55 @@ def test_usdz_keeps_transparency(mug: Asset, tmp_path: Path, mode: str) -> None:
     surface = UsdShade.Shader(stage.GetPrimAtPath("/model/material/surface"))
     assert surface.GetInput("opacityThreshold").Get() == (0.5 if mode == "MASK" else 0.0)
     assert surface.GetInput("opacity").HasConnectedSource()
+
+
+def detailed(asset: Asset) -> Asset:
+    """The same with a normal map and occlusion that no other map can be taken for."""
+    assert asset.metallic_roughness is not None
+    side = len(asset.metallic_roughness)
+    bumps = np.full((side, side, 3), (140, 90, 230), np.uint8)
+    packed = asset.metallic_roughness.copy()
+    packed[..., 0] = np.arange(side, dtype=np.uint8)[:, None]
+    return replace(asset, normal_map=bumps, metallic_roughness=packed, has_occlusion=True)
+
+
+def test_usdz_carries_normal_map_and_occlusion(mug: Asset, tmp_path: Path) -> None:
+    from pxr import Usd, UsdShade
+
+    path = tmp_path / "model.usdz"
+    path.write_bytes(write_file(detailed(mug), "usdz", "jpeg"))
+    assert usd_complaints(path) == []
+    stage = Usd.Stage.Open(str(path))
+    surface = UsdShade.Shader(stage.GetPrimAtPath("/model/material/surface"))
+    source = surface.GetInput("occlusion").GetConnectedSources()[0][0]
+    assert source.sourceName == "r"
+    assert source.source.GetPath() == "/model/material/metallic_roughness"
+    bumps = UsdShade.Shader(stage.GetPrimAtPath("/model/material/normal"))
+    assert (
+        surface.GetInput("normal").GetConnectedSources()[0][0].source.GetPath() == bumps.GetPath()
+    )
+    assert list(bumps.GetInput("scale").Get()) == [2, 2, 2, 1]
+    assert list(bumps.GetInput("bias").Get()) == [-1, -1, -1, 0]
+    assert bumps.GetInput("sourceColorSpace").Get() == "raw"
+    picture_of = zipfile.ZipFile(path).read("textures/normal.png")
+    assert np.array_equal(Image.open(io.BytesIO(picture_of)), detailed(mug).normal_map)
+    path = tmp_path / "plain.usdz"
+    path.write_bytes(write_file(mug, "usdz", "png"))
+    stage = Usd.Stage.Open(str(path))
+    plain = UsdShade.Shader(stage.GetPrimAtPath("/model/material/surface"))
+    assert not plain.GetInput("occlusion")
+    assert not plain.GetInput("normal")
+
+
+def test_obj_names_its_normal_map_and_keeps_occlusion_beside_it(mug: Asset) -> None:
+    asset = detailed(mug)
+    archive = zipfile.ZipFile(io.BytesIO(write_file(asset, "obj", "png")))
+    lines = archive.read("model.mtl").decode().splitlines()
+    assert "norm normal.png" in lines
+    assert not any("occlusion" in line for line in lines)  # MTL has no word for it
+    shown = np.asarray(Image.open(io.BytesIO(archive.read("occlusion.png"))))[..., 0]
+    assert np.array_equal(shown, asset.metallic_roughness[..., 0])  # type: ignore[index]
+    assert np.array_equal(Image.open(io.BytesIO(archive.read("normal.png"))), asset.normal_map)
 
 
 def test_usdz_without_textures_has_its_colours_at_its_vertices(

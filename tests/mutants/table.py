@@ -988,7 +988,7 @@ _DELIVERY: tuple[Mutant, ...] = (
     Mutant(
         "a decoder's memory is bounded by the picture's header",
         _CHILD,
-        "        _bound(room_for(encoded, limits))",
+        "        bound_address_space(room_for(encoded, limits))",
         "        room_for(encoded, limits)",
         ("tests/test_decoder.py::test_a_picture_that_lies_takes_no_more_than_its_header_explains",),
     ),
@@ -1069,8 +1069,8 @@ _BAKE: tuple[Mutant, ...] = (
     Mutant(
         "metallic is blue and roughness is green",
         f"{_BAKING}/texels.py",
-        "[np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]]",
-        "[np.zeros_like(pixels[..., 4]), pixels[..., 3], pixels[..., 4]]",
+        "[red, pixels[..., 4], pixels[..., 3]]",
+        "[red, pixels[..., 3], pixels[..., 4]]",
         (_BY_VALUES,),
     ),
     Mutant(
@@ -1113,6 +1113,8 @@ _BAKE: tuple[Mutant, ...] = (
 )
 
 _FIN = "tests/test_finishes.py::"
+_DET, _HULLS = "tests/test_bake_detail.py::", "tests/test_hulls.py::"
+_DETAIL = "trellis_runtime/engines/trellis2/baking/detail.py"
 _FORMATS: tuple[Mutant, ...] = (
     Mutant(
         "a finish that fails does not take the others with it",
@@ -1134,6 +1136,76 @@ _FORMATS: tuple[Mutant, ...] = (
         "            if made == plan:",
         "            if False:",
         (f"{_FIN}test_sampling_is_done_once_and_each_file_is_as_it_is_told",),
+    ),
+    Mutant(
+        "a map that the engine cannot bake is refused before anything is computed",
+        _PIPELINE,
+        "        require_bakeable(request.output, self.engine)\n",
+        "",
+        (f"{_FIN}test_maps_that_the_engine_cannot_bake_are_refused_before_anything_is_computed",),
+    ),
+    Mutant(
+        "a finish has maps of its own",
+        "trellis_runtime/worker/orders.py",
+        "            maps=self.maps,\n",
+        "",
+        (f"{_FIN}test_a_finish_has_the_requests_maps_its_own_or_none_without_a_texture",),
+    ),
+    Mutant(
+        "a normal is written in the frame that the file holds",
+        _DETAIL,
+        "torch.linalg.cross(normal, tangent) * sign",
+        "torch.linalg.cross(normal, tangent)",
+        (f"{_DET}test_few_faces_with_the_normal_map_look_nearer_to_the_full_surface",),
+    ),
+    Mutant(
+        "decoded faces may turn either way",
+        "trellis_runtime/engines/trellis2/baking/detail_kernels.py",
+        "        normals[i] = smooth * warp.sign(lean)",
+        "        normals[i] = smooth",
+        (f"{_DET}test_faces_may_turn_either_way",),
+    ),
+    Mutant(
+        "faces that one sees through stop no light",
+        _DETAIL,
+        "[self.full.opaque.bvh_id(),",
+        "[self.full.surface.bvh_id(),",
+        (f"{_DET}test_faces_that_one_sees_through_stop_no_light",),
+    ),
+    Mutant(
+        "rays follow the cosine",
+        "trellis_runtime/engines/trellis2/baking/detail_kernels.py",
+        "* warp.sqrt(area)\n",
+        "* area\n",
+        (f"{_DET}test_a_bowl_sees_as_much_of_the_sky_as_its_sphere_lacks",),
+    ),
+    Mutant(
+        "the memory that maps take is asked for",
+        "trellis_runtime/engines/trellis2/baking/bake.py",
+        "        texels += detail_bytes(faces, size, options.maps)\n",
+        "        pass\n",
+        (f"{_DET}test_the_memory_that_maps_take_is_asked_for",),
+    ),
+    Mutant(
+        "finding hulls has an end",
+        "trellis_runtime/assets/hulls.py",
+        "        if deadline.passed:",
+        "        if False:",
+        (f"{_HULLS}test_a_process_that_takes_too_long_is_ended",),
+    ),
+    Mutant(
+        "hulls are found by a process that may die",
+        "trellis_runtime/assets/hulls.py",
+        "    if child.returncode != 0 or not answer:",
+        "    if False:",
+        (f"{_HULLS}test_a_mesh_without_a_volume_is_told",),
+    ),
+    Mutant(
+        "hulls lie where the model does",
+        "trellis_runtime/worker/finishes.py",
+        "        hulls = convex_hulls(placed, order.hulls, scope)",
+        "        hulls = convex_hulls(self.asset, order.hulls, scope)",
+        (f"{_HULLS}test_hulls_are_a_file_of_the_job_and_lie_where_the_model_does",),
     ),
     Mutant(
         "a rung that lowered one bake does not lower the next",

@@ -12,15 +12,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import select
 import sys
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from trellis_runtime.assets.address_space import bound_address_space
 from trellis_runtime.assets.images import DECODER_ERRORS, FORMATS, decode_image
 from trellis_runtime.errors import ImageRejected
 from trellis_runtime.settings import ImageLimits
@@ -44,20 +43,10 @@ def room_for(encoded: bytes, limits: ImageLimits) -> int:
     return BYTES_PER_PIXEL * min(pixels, limits.max_pixels) + 4 * len(encoded) + BASE_BYTES
 
 
-def _bound(more: int) -> None:
-    """Let the address space grow by `more` bytes and no further, where the system can."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        size = pages * resource.getpagesize() + more
-        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
-    except (OSError, ValueError):
-        return  # not Linux: the parent still ends what takes too long
-
-
 def _answer(request: dict[str, Any], encoded: bytes, out: BinaryIO) -> None:
     limits = ImageLimits.model_validate(request["limits"])
     try:
-        _bound(room_for(encoded, limits))
+        bound_address_space(room_for(encoded, limits))
         pixels = decode_image(encoded, limits, request["field"])
     except ImageRejected as err:
         out.write(json.dumps({"rejected": err.message}).encode() + b"\n")

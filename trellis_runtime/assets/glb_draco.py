@@ -2,8 +2,10 @@
 
 Textures stay as they are. Positions are kept to 14 bits of the mesh's longest side, normals to 10
 bits and texture coordinates to 12, or to an eighth of a texel where that is finer. Draco puts
-vertices into an order of its own. What was written is decoded again, and compared, before it is
-given out. Source: Khronos, KHR_draco_mesh_compression.
+vertices into an order of its own. Tangents are left out: Draco would keep their 16 bytes as they
+are, and glTF has readers compute MikkTSpace's where there are none, which is what ours are. What
+was written is decoded again, and compared, before it is given out. Source: Khronos,
+KHR_draco_mesh_compression.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ def compress_glb(data: bytes, texture_size: int = 0) -> bytes:
 
 def _pack(attributes: dict[str, NDArray[Any]], faces: NDArray[Any], texture_size: int) -> _Packed:
     used, corners = np.unique(faces, return_inverse=True)
-    kept = {name: np.ascontiguousarray(values[used]) for name, values in attributes.items()}
+    kept = {
+        name: np.ascontiguousarray(values[used])
+        for name, values in attributes.items()
+        if name in _TYPES
+    }
     faces = corners.reshape(-1, 3).astype(np.uint32)
     uvs, colors = kept.get("TEXCOORD_0"), kept.get("COLOR_0")
     data, found = _through_draco(

@@ -49,6 +49,9 @@ class GlbContent:
     colors: NDArray[np.float32] | None
     base_color: Image.Image | None
     metallic_roughness: Image.Image | None
+    tangents: NDArray[np.float32] | None = None
+    normal_map: Image.Image | None = None
+    occlusion: Image.Image | None = None
 
 
 class _Bad(Exception):
@@ -192,6 +195,7 @@ class _Reader:
             return self._floats(attributes[name]) if name in attributes else None
 
         base_color, packed = self.textures(primitive)
+        material = self._material(primitive)
         return GlbContent(
             positions=positions,
             faces=indices.reshape(-1, 3),
@@ -200,6 +204,9 @@ class _Reader:
             colors=optional("COLOR_0"),
             base_color=base_color,
             metallic_roughness=packed,
+            tangents=optional("TANGENT"),
+            normal_map=self._texture(material.get("normalTexture")),
+            occlusion=self._texture(material.get("occlusionTexture")),
         )
 
     def textures(
@@ -208,12 +215,15 @@ class _Reader:
         """Return base colour and metallic-roughness of a primitive, the first one by default."""
         if primitive is None:
             primitive = next(iter(self._primitives()), {})
-        pbr: dict[str, Any] = {}
-        if "material" in primitive:
-            material = self._object(self._item("materials", primitive["material"]), "material")
-            pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
+        material = self._material(primitive)
+        pbr = self._object(material.get("pbrMetallicRoughness", {}), "pbrMetallicRoughness")
         base = self._texture(pbr.get("baseColorTexture"))
         return base, self._texture(pbr.get("metallicRoughnessTexture"))
+
+    def _material(self, primitive: dict[str, Any]) -> dict[str, Any]:
+        if "material" not in primitive:
+            return {}
+        return self._object(self._item("materials", primitive["material"]), "material")
 
     def parts(self) -> GlbParts:
         taken = []

@@ -47,6 +47,8 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
         "POSITION": builder.accessor(asset.vertices, "VEC3", _ARRAY_BUFFER, bounds=True),
         "NORMAL": builder.accessor(asset.normals, "VEC3", _ARRAY_BUFFER),
     }
+    if asset.normal_map is not None and asset.tangents is not None:
+        attributes["TANGENT"] = builder.accessor(asset.tangents, "VEC4", _ARRAY_BUFFER)
     if asset.uvs is not None:
         attributes["TEXCOORD_0"] = builder.accessor(asset.uvs, "VEC2", _ARRAY_BUFFER)
     if asset.vertex_colors is not None:
@@ -61,14 +63,14 @@ def encode_glb(asset: Asset, texture_format: TextureFormat, extras: dict[str, An
         }
         for material, (_, faces) in enumerate(groups)
     ]
-    pbr, used_format = _pbr(asset, texture_format, builder)
+    surface, used_format = _surface(asset, texture_format, builder)
     document = builder.document | {
         "asset": {"version": "2.0", "generator": "trellis-runtime", "extras": extras},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "asset"}],
         "meshes": [{"primitives": primitives}],
-        "materials": [_material(asset, mode, pbr) for mode, _ in groups],
+        "materials": [_material(asset, mode, surface) for mode, _ in groups],
     }
     return EncodedGlb(pack_glb(document, builder.blob), used_format)
 
@@ -150,33 +152,38 @@ class _Builder:
             self._extra["extensionsRequired"] = ["EXT_texture_webp"]
 
 
-def _pbr(
+def _surface(
     asset: Asset, texture_format: TextureFormat, builder: _Builder
 ) -> tuple[dict[str, Any], str]:
-    """Return `pbrMetallicRoughness`, and the format of the base colour."""
+    """Return what a material says of its textures, and the format of the base colour."""
     pbr: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
-    used = "none"
-    if asset.base_color is not None:
-        base = asset.base_color
-        if all(mode == "OPAQUE" for mode, _ in _groups(asset)):
-            base = base[..., :3]  # viewers may show what lies under a forgotten alpha channel
-        jobs = [(base, texture_format, False)]
-        pbr = {"baseColorTexture": {"index": 0}}
-        if asset.metallic_roughness is not None:
-            jobs.append((asset.metallic_roughness, texture_format, True))
-            pbr["metallicRoughnessTexture"] = {"index": 1}
-        else:
-            pbr["metallicFactor"] = 0.0
-        with ThreadPoolExecutor(len(jobs)) as pool:  # the encoders release the GIL
-            images = list(pool.map(lambda job: _encode_image(*job), jobs))
-        used = images[0][1]
-        builder.textures(images)
-    return pbr, used
+    surface: dict[str, Any] = {"pbrMetallicRoughness": pbr}
+    if asset.base_color is None:
+        return surface, "none"
+    base = asset.base_color
+    if all(mode == "OPAQUE" for mode, _ in _groups(asset)):
+        base = base[..., :3]  # viewers may show what lies under a forgotten alpha channel
+    del pbr["roughnessFactor"]
+    pbr["baseColorTexture"] = {"index": 0}
+    jobs = [(base, texture_format, False)]
+    if asset.metallic_roughness is not None:
+        del pbr["metallicFactor"]
+        pbr["metallicRoughnessTexture"] = {"index": 1}
+        if asset.has_occlusion:  # the red of the same picture
+            surface["occlusionTexture"] = {"index": 1}
+        jobs.append((asset.metallic_roughness, texture_format, True))
+    if asset.normal_map is not None:
+        surface["normalTexture"] = {"index": len(jobs)}
+        jobs.append((asset.normal_map, texture_format, True))
+    with ThreadPoolExecutor(len(jobs)) as pool:  # the encoders release the GIL
+        images = list(pool.map(lambda job: _encode_image(*job), jobs))
+    builder.textures(images)
+    return surface, images[0][1]
 
 
-def _material(asset: Asset, mode: str, pbr: dict[str, Any]) -> dict[str, Any]:
+def _material(asset: Asset, mode: str, surface: dict[str, Any]) -> dict[str, Any]:
     name = "material" if mode == asset.alpha_mode else "opaque"
-    material: dict[str, Any] = {"pbrMetallicRoughness": pbr, "name": name}
+    material: dict[str, Any] = {**surface, "name": name}
     if mode != "OPAQUE":
         material["alphaMode"] = mode
     if mode == "MASK":

@@ -46,6 +46,7 @@ def place(asset: Asset, placement: Placement) -> Asset:
         asset,
         vertices=_turned(moved, placement.up).astype(np.float32),
         normals=_turned(asset.normals, placement.up).astype(np.float32),
+        tangents=_turned_tangents(asset.tangents, placement.up),
     )
 
 
@@ -73,6 +74,13 @@ def _origin(
     if pivot == "bottom":
         middle[1] = low[1]
     return middle
+
+
+def _turned_tangents(tangents: NDArray[np.float32] | None, up: str) -> NDArray[np.float32] | None:
+    """Return tangents turned; a turn mirrors nothing, so their signs stay."""
+    if tangents is None:
+        return None
+    return np.hstack([_turned(tangents[:, :3], up), tangents[:, 3:]]).astype(np.float32)
 
 
 def _turned(vectors: NDArray[np.floating], up: str) -> NDArray[np.floating]:

@@ -1,9 +1,9 @@
 """Pictures of a finished GLB, ray cast on the CPU: a preview, a thumbnail, a turntable.
 
 The file's own bytes are rendered, not what they were made from, so the picture shows what a viewer
-would: geometry, normals, base colour and roughness. Rays are traced by Embree. Shading is
-Lambert's diffuse plus a GGX highlight (Walter et al., 2007) from one key light with shadow, over a
-hemisphere of soft light.
+would: geometry, normals with their map, base colour, roughness and occlusion. Rays are traced by
+Embree. Shading is Lambert's diffuse plus a GGX highlight (Walter et al., 2007) from one key light
+with shadow, over a hemisphere of soft light.
 """
 
 from __future__ import annotations
@@ -131,6 +131,8 @@ class _Scene:
         )
         self._base = _pixels(content.base_color)
         self._rough = _pixels(content.metallic_roughness)
+        self._bumps = _pixels(content.normal_map)
+        self._occlusion = _pixels(content.occlusion)
 
     def trace(self, camera: _Camera, rows: range, size: int) -> Vectors:
         """Return linear colours (len(rows), size, 3)."""
@@ -153,18 +155,30 @@ class _Scene:
         normals = flat
         if self.content.normals is not None:
             normals = _unit(np.einsum("nk,nkd->nd", weights, self.content.normals[corners]))
+            normals = self._bumped(normals, corners, weights)
         away = (np.einsum("nd,nd->n", flat, directions) > 0)[:, None]
         flat, normals = np.where(away, -flat, flat), np.where(away, -normals, normals)
-        base, roughness = self._material(corners, weights)
+        base, roughness, open_sky = self._material(corners, weights)
         light = _unit(_KEY_LIGHT[None])[0]
         lit = self._reaches_light(points + flat * 1e-3, light)
         lambert = np.clip(normals @ light, 0, None) * lit
         sky = 0.5 + 0.5 * normals[:, 1:2]
-        soft = _SKY * sky + _GROUND * (1 - sky)
+        soft = (_SKY * sky + _GROUND * (1 - sky)) * open_sky[:, None]
         highlight = _ggx(normals, -directions, light, roughness) * lambert
         return (
             base * (soft + _KEY * lambert[:, None] / np.pi * 1.4) + 0.04 * highlight[:, None] * _KEY
         )
+
+    def _bumped(self, normals: Vectors, corners: NDArray[np.int64], weights: Vectors) -> Vectors:
+        """Return normals (N, 3) as the normal map has them, where there is one, and tangents."""
+        tangents, uvs = self.content.tangents, self.content.uvs
+        if tangents is None or uvs is None or self._bumps is None:
+            return normals
+        along = _unit(np.einsum("nk,nkd->nd", weights, tangents[corners][..., :3]))
+        over = np.cross(normals, along) * tangents[corners[:, 0], 3:]
+        at = np.einsum("nk,nkd->nd", weights, uvs[corners])
+        x, y, z = (_bilinear(self._bumps, at) * 2 - 1).T[..., None]
+        return _unit(along * x + over * y + normals * z)
 
     def _face_normals(self, corners: NDArray[np.int64]) -> Vectors:
         a, b, c = (self.content.positions[corners[:, i]].astype(np.float64) for i in range(3))
@@ -177,9 +191,10 @@ class _Scene:
 
     def _material(
         self, corners: NDArray[np.int64], weights: Vectors
-    ) -> tuple[Vectors, NDArray[np.float64]]:
+    ) -> tuple[Vectors, NDArray[np.float64], NDArray[np.float64]]:
+        """Return base colour (N, 3), linear, roughness and the open share of the sky (N,)."""
         base = np.full((len(corners), 3), 0.75)
-        roughness = np.full(len(corners), 0.9)
+        roughness, open_sky = np.full(len(corners), 0.9), np.ones(len(corners))
         if self.content.colors is not None:
             base = np.einsum("nk,nkd->nd", weights, self.content.colors[corners][..., :3])
         if self.content.uvs is not None:
@@ -188,7 +203,9 @@ class _Scene:
                 base = srgb_to_linear(_bilinear(self._base, uv))
             if self._rough is not None:
                 roughness = _bilinear(self._rough, uv)[:, 1]
-        return base, roughness
+            if self._occlusion is not None:
+                open_sky = _bilinear(self._occlusion, uv)[:, 0]
+        return base, roughness, open_sky
 
 
 def _barycentric(u: NDArray[np.float32], v: NDArray[np.float32]) -> Vectors:

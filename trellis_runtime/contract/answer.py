@@ -146,6 +146,9 @@ class FinishedFile(WireModel):
     )
     up_axis: Literal["y", "z"] | None = Field(None, description="Which axis is up in the file.")
     compression: str | None = Field(None, description="Of a glb's geometry.")
+    hulls: int | None = Field(
+        None, ge=1, description="Convex hulls in a file of format hulls, each a node of its own."
+    )
     oom_quality_degradation_level: int | None = Field(
         None, ge=0, le=LOWEST_LEVEL, description="The ladder's level that this file was made at."
     )
@@ -172,7 +175,8 @@ class GenerationResult(WireModel):
         description="Reasons to look at the result before using it; empty when there are none.",
     )
     files: list[FinishedFile] = Field(
-        default_factory=list, description="One entry for each of output.finishes, in their order."
+        default_factory=list,
+        description="One entry for each of output.finishes, lods and hulls, in this order.",
     )
     engine: EngineInfo
     worker_version: str

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.quality import QualityReport
+from trellis_runtime.contract.request import DetailMap
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.errors import EngineFault
@@ -72,6 +73,11 @@ class Asset:
     uvs        (V, 2) float32, glTF's origin (top left), or None
     base_color (S, S, 3) or (S, S, 4) uint8 sRGB, or None
     metallic_roughness (S, S, 3) uint8 linear: G roughness, B metallic, or None
+    has_occlusion whether R of metallic_roughness is ambient occlusion: 255 sees all of the sky
+    normal_map (S, S, 3) uint8: x along the tangent, y along the bitangent, z along the normal, each
+               -1 to 1, or None
+    tangents   (V, 4) float32, with a normal map: a unit vector, and +1 or -1, by which the cross
+               product of normal and tangent is the bitangent
     vertex_colors (V, 3) or (V, 4) uint8 sRGB, where there is no texture
     alpha_mode glTF's: OPAQUE (alpha is not written), MASK (seen where alpha is at least
                `alpha_cutoff`) or BLEND
@@ -86,6 +92,9 @@ class Asset:
     uvs: NDArray[np.float32] | None = None
     base_color: NDArray[np.uint8] | None = None
     metallic_roughness: NDArray[np.uint8] | None = None
+    has_occlusion: bool = False
+    normal_map: NDArray[np.uint8] | None = None
+    tangents: NDArray[np.float32] | None = None
     vertex_colors: NDArray[np.uint8] | None = None
     alpha_mode: str = "OPAQUE"
     alpha_cutoff: float = 0.5
@@ -146,6 +155,10 @@ class Engine(Protocol):
     @property
     def measures_quality(self) -> bool:
         """Whether its assets carry a quality report, so that a job may insist on checks."""
+
+    @property
+    def detail_maps(self) -> tuple[DetailMap, ...]:
+        """The maps of `output.maps` that it can bake."""
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-FileFormat = Literal["glb", "usdz", "obj", "ply", "stl", "3mf"]
+FileFormat = Literal["glb", "usdz", "obj", "ply", "stl", "3mf", "hulls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,9 @@ FORMATS: dict[FileFormat, FormatFacts] = {
     "ply": FormatFacts("ply", "application/octet-stream"),
     "stl": FormatFacts("stl", "model/stl", up="z", per_metre=1000.0, printed=True),
     "3mf": FormatFacts("3mf", "model/3mf", up="z", per_metre=1000.0, printed=True),
+    "hulls": FormatFacts(
+        "glb", MODEL.content_type, y_up_only=True, packages=(("vhacdx", "vhacdx"),)
+    ),
 }
 """Every format of a finished file."""
 

@@ -24,7 +24,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trellis_runtime.contract.levels import LOWEST_LEVEL
-from trellis_runtime.contract.request import AlphaChoice, GenerationRequest, Samplers, Shell
+from trellis_runtime.contract.request import (
+    AlphaChoice,
+    DetailMap,
+    GenerationRequest,
+    Samplers,
+    Shell,
+)
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 
 MAX_TOKENS = 49_152
@@ -56,6 +62,7 @@ class Plan:
     shell: Shell = "closed"
     min_thickness: float = 0.0
     alpha_mode: AlphaChoice = "auto"
+    maps: tuple[DetailMap, ...] = ()
 
     offload: bool = False
     chunk_rows: bool = False
@@ -79,6 +86,7 @@ class Plan:
             shell=request.shell,
             min_thickness=request.min_thickness,
             alpha_mode=request.alpha_mode,
+            maps=request.output.maps,
         )
 
     def quality(self) -> dict[str, Any]:
@@ -86,6 +94,7 @@ class Plan:
         facts = asdict(self)
         for name in ("samplers", "offload", "chunk_rows", "chunk_decoder", "chunk_bake", "seed"):
             del facts[name]
+        facts["maps"] = list(self.maps)
         facts["sampler"] = self.samplers.model_dump(mode="json")
         return facts
 

@@ -33,7 +33,10 @@ Compression = Literal["none", "draco"]
 SizeAxis = Literal["longest", "x", "y", "z"]
 Pivot = Literal["made", "center", "bottom"]
 UpAxis = Literal["auto", "y", "z"]
+DetailMap = Literal["normal", "occlusion"]
 MOST_FINISHES = 8
+MOST_HULLS = 64
+USUAL_HULLS = 16
 
 
 _LONGEST_URL = 8192
@@ -144,17 +147,24 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$"
 HeaderValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=2000)]
 
 _Faces = Annotated[int, Field(ge=1_000, le=2_000_000)]
+_Hulls = Annotated[int, Field(ge=1, le=MOST_HULLS)]
 _Metres = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 def _finish_rules() -> Any:
     textured = [name for name, facts in FORMATS.items() if facts.textures]
     y_up = [name for name, facts in FORMATS.items() if facts.y_up_only]
+    glb = [name for name, facts in FORMATS.items() if facts.suffix == FORMATS["glb"].suffix]
     with_format = {"required": ["format"]}
     return [
         _needs(
             {"format": {"enum": [name for name in FORMATS if name not in textured]}},
-            {"properties": {f: {"type": "null"} for f in ("texture_size", "texture_format")}},
+            {
+                "properties": {
+                    **{f: {"type": "null"} for f in ("texture_size", "texture_format")},
+                    "maps": {"anyOf": [{"type": "null"}, {"maxItems": 0}]},
+                }
+            },
         ),
         *(
             _needs(
@@ -170,7 +180,15 @@ def _finish_rules() -> Any:
         {
             "if": with_format | {"properties": {"format": {"not": {"const": "glb"}}}},
             "then": {"properties": {"compression": {"type": "null"}}},
-            "else": {"properties": {"name": {"not": {"const": "model"}}}},
+        },
+        {
+            "if": {"properties": {"format": {"enum": glb}}},
+            "then": {"properties": {"name": {"not": {"const": "model"}}}},
+        },
+        {
+            "if": with_format | {"properties": {"format": {"const": "hulls"}}},
+            "then": {"properties": {"decimation_target": {"type": "null"}}},
+            "else": {"properties": {"hulls": {"type": "null"}}},
         },
     ]
 
@@ -188,7 +206,8 @@ class Finish(RequestModel):
     format: FileFormat = Field(
         "glb",
         description="glb; usdz (for Quick Look); obj (a zip with OBJ, MTL and textures); ply "
-        "(colours at the vertices); stl, 3mf (for printers: one closed surface in millimetres).",
+        "(colours at the vertices); stl, 3mf (for printers: one closed surface in millimetres); "
+        "hulls (a GLB of convex hulls, for collisions).",
     )
     decimation_target: _Faces | None = Field(
         None, description="Most faces of this file's mesh; null: as the request."
@@ -216,11 +235,35 @@ class Finish(RequestModel):
     pivot: Pivot | None = Field(
         None, description="Where the file's origin lies; null: as output.pivot."
     )
+    hulls: _Hulls | None = Field(
+        None,
+        description="At most how many convex hulls a file of format hulls has (1 to 64); null: 16.",
+    )
+    maps: Annotated[tuple[DetailMap, ...], Field(strict=False)] | None = Field(
+        None,
+        max_length=2,
+        json_schema_extra={"uniqueItems": True},
+        description="Of detail, for formats with textures; null: as output.maps.",
+    )
     up_axis: UpAxis = Field(
         "auto",
         description="Which axis is up in the file; auto: z for stl and 3mf, y for the others. "
         "glb and usdz are y-up by their own rules.",
     )
+
+    @model_validator(mode="after")
+    def _maps_and_hulls_fit(self) -> Finish:
+        facts, form = FORMATS[self.format], self.format
+        if self.maps and not facts.textures:
+            raise ValueError(f"maps are not used with format {form!r}, which has no textures")
+        _require_apart(self.maps or ())
+        if self.hulls is not None and form != "hulls":
+            raise ValueError(f"hulls is for format 'hulls', not {form!r}")
+        if self.decimation_target is not None and form == "hulls":
+            raise ValueError(
+                "decimation_target is not used with format 'hulls': they are the GLB's"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> Finish:
@@ -237,9 +280,17 @@ class Finish(RequestModel):
             raise ValueError(f"compression is for format 'glb', not {form!r}")
         if facts.y_up_only and self.up_axis == "z":
             raise ValueError(f"up_axis is 'z'; format {form!r} is y-up by its own rules")
-        if (self.name, form) == ("model", "glb"):
+        if self.name == "model" and facts.suffix == FORMATS["glb"].suffix:
             raise ValueError("name 'model' is the plain GLB's")
         return self
+
+
+HULLS = "hulls"
+"""The name of the file that `output.hulls` asks for, without its suffix."""
+
+
+def _hulls_finish(most: int) -> Finish:
+    return Finish(name=HULLS, format="hulls", hulls=most)
 
 
 class Output(RequestModel):
@@ -315,6 +366,14 @@ class Output(RequestModel):
         description="Where the file's origin lies. made: the middle of the cube it was made in; "
         "center: of its box; bottom: of its box's lower side.",
     )
+    maps: Annotated[tuple[DetailMap, ...], Field(strict=False)] = Field(
+        (),
+        max_length=2,
+        json_schema_extra={"uniqueItems": True},
+        description="Baked from the full surface besides base colour and metallic-roughness. "
+        "normal: a tangent-space normal map, with tangents in the file; occlusion: ambient "
+        "occlusion, in the red of metallic-roughness.",
+    )
     finishes: Annotated[tuple[Finish, ...], Field(strict=False)] = Field(
         (),
         max_length=MOST_FINISHES,
@@ -327,6 +386,12 @@ class Output(RequestModel):
         description="Levels of detail: the most faces of each, largest first. Each is one more GLB "
         "with a texture of its own, lod0, lod1, ... in the answer's files, behind the finishes; "
         "finishes and lods are at most 8 together.",
+    )
+
+    hulls: _Hulls | None = Field(
+        None,
+        description="At most how many convex hulls stand for the model in a physics engine (1 to "
+        "64), in a GLB of their own: hulls in the answer's files, behind the others; null: none.",
     )
 
     _trimmed = field_validator("upload_url", mode="before")(_trim)
@@ -343,12 +408,19 @@ class Output(RequestModel):
 
     @property
     def all_finishes(self) -> tuple[Finish, ...]:
-        """The finishes, and one for each level of detail."""
+        """The finishes, one for each level of detail, and one for hulls."""
         levels = (
             Finish(name=f"lod{number}", decimation_target=faces)
             for number, faces in enumerate(self.lods)
         )
-        return (*self.finishes, *levels)
+        hulls = () if self.hulls is None else (_hulls_finish(self.hulls),)
+        return (*self.finishes, *levels, *hulls)
+
+    @field_validator("maps")
+    @classmethod
+    def _each_map_once(cls, maps: tuple[DetailMap, ...]) -> tuple[DetailMap, ...]:
+        _require_apart(maps)
+        return maps
 
     @field_validator("lods")
     @classmethod
@@ -359,13 +431,14 @@ class Output(RequestModel):
 
     @model_validator(mode="after")
     def _few_and_named_apart(self) -> Output:
-        if (count := len(self.finishes) + len(self.lods)) > MOST_FINISHES:
+        if (count := len(self.all_finishes)) > MOST_FINISHES:
             raise ValueError(
-                f"finishes and lods are {count} together; at most {MOST_FINISHES} are made"
+                f"finishes, lods and hulls are {count} together; at most {MOST_FINISHES} are made"
             )
-        levels = {f"lod{number}" for number in range(len(self.lods))}
-        if taken := sorted(levels & {finish.name for finish in self.finishes}):
-            raise ValueError(f"the name {taken[0]!r} is given twice: lods have it")
+        ours = {finish.name for finish in self.all_finishes[len(self.finishes) :]}
+        if taken := sorted(ours & {finish.name for finish in self.finishes}):
+            owner = "hulls have" if taken[0] == HULLS else "lods have"
+            raise ValueError(f"the name {taken[0]!r} is given twice: {owner} it")
         return self
 
     @field_validator("finishes")
@@ -387,6 +460,11 @@ class Output(RequestModel):
         if self.delivery in ("url", "inline") and self.upload_url is not None:
             raise ValueError(f"upload_url is not used with delivery {self.delivery!r}")
         return self
+
+
+def _require_apart(maps: tuple[DetailMap, ...]) -> None:
+    if len(set(maps)) < len(maps):
+        raise ValueError(f"the map {maps[0]!r} is given twice")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

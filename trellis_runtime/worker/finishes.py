@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from trellis_runtime.assets.formats import require_packages, write_file
+from trellis_runtime.assets.formats import write_file
+from trellis_runtime.assets.hulls import convex_hulls, encode_hulls
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
-from trellis_runtime.assets.placement import Placement, extents_m, place
+from trellis_runtime.assets.placement import extents_m, place
 from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
     AnswerWarning,
@@ -28,21 +29,13 @@ from trellis_runtime.contract.answer import (
 )
 from trellis_runtime.contract.engine import Asset, Generation
 from trellis_runtime.contract.files import (
-    COMPRESSION_PACKAGES,
-    FORMATS,
-    FileFormat,
-    FormatFacts,
     ResultFile,
     finished_file,
 )
 from trellis_runtime.contract.ladder import LadderState, Plan, Shortage
 from trellis_runtime.contract.quality import require_quality
 from trellis_runtime.contract.request import (
-    Compression,
-    Finish,
     GenerationRequest,
-    Output,
-    TextureFormat,
 )
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
@@ -56,41 +49,10 @@ from trellis_runtime.errors import (
 )
 from trellis_runtime.logs import logger
 from trellis_runtime.worker.export import encode_checked
-
-_PRINTED_M = 0.1
-"""The longest side of a file for printers, unless the caller gives another."""
+from trellis_runtime.worker.orders import Order, settle
 
 Recipe = Callable[[LadderState, Asset], dict[str, Any]]
 """Returns the extras of a GLB of an asset that was made on a way down the ladder."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A finish with nothing left open."""
-
-    name: str
-    format: FileFormat
-    decimation_target: int
-    texture_size: int
-    texture_format: TextureFormat
-    compression: Compression
-    placement: Placement
-
-    @property
-    def facts(self) -> FormatFacts:
-        return FORMATS[self.format]
-
-    def plan(self, requested: Plan) -> Plan:
-        """Return how this file is to be baked, of the sampling that `requested` asked for."""
-        wanted = replace(
-            requested,
-            decimation_target=self.decimation_target,
-            texture_size=self.texture_size if self.facts.textures else 0,
-        )
-        if not self.facts.printed:
-            return wanted
-        closed: dict[str, Any] = {"shell": "closed", "remesh": True}
-        return replace(wanted, **closed)
 
 
 @dataclass(slots=True)
@@ -107,58 +69,6 @@ class Finished:
             return self.told
         artifact = store.put(self.file.name, self.data, self.file.content_type, scope)
         return self.told.model_copy(update={"artifact": artifact})
-
-
-def settle(finish: Finish, request: GenerationRequest) -> Order:
-    """Return `finish` with the request's own values where it has none."""
-    output, facts = request.output, FORMATS[finish.format]
-    texture_format = finish.texture_format or output.texture_format
-    if facts.encodings and texture_format not in facts.encodings:
-        texture_format = "png"
-    compression: Compression = "none"
-    if finish.format == "glb":
-        compression = finish.compression or output.compression
-    return Order(
-        finish.name,
-        finish.format,
-        finish.decimation_target or request.decimation_target,
-        finish.texture_size or request.texture_size,
-        texture_format,
-        compression,
-        _placement(finish, output),
-    )
-
-
-def _placement(finish: Finish, output: Output) -> Placement:
-    facts = FORMATS[finish.format]
-    size_m = finish.size_m or output.size_m or (_PRINTED_M if facts.printed else None)
-    return Placement(
-        size_m,
-        finish.size_axis or output.size_axis,
-        finish.pivot or output.pivot,
-        facts.up if finish.up_axis == "auto" else finish.up_axis,
-        facts.per_metre,
-    )
-
-
-def require_writable(output: Output) -> None:
-    """Raise `InvalidInput` where a library is absent that one of the files needs."""
-    require_packages(
-        COMPRESSION_PACKAGES[output.compression],
-        f"compression {output.compression!r}",
-        "output.compression",
-    )
-    for number, finish in enumerate(output.finishes):
-        field = f"output.finishes.{number}"
-        require_packages(
-            FORMATS[finish.format].packages, f"format {finish.format!r}", f"{field}.format"
-        )
-        compression = finish.compression or "none"
-        require_packages(
-            COMPRESSION_PACKAGES[compression],
-            f"compression {compression!r}",
-            f"{field}.compression",
-        )
 
 
 @dataclass(slots=True)
@@ -207,6 +117,8 @@ class Finisher:
 
     def _written(self, order: Order, scope: JobScope) -> tuple[bytes, dict[str, Any]]:
         """Return a finish's bytes, and what the answer says of it."""
+        if order.format == "hulls":
+            return self._hulls(order, scope)
         asset, descent = self._baked(order, scope)
         require_mesh(asset)
         if asset.quality is not None:
@@ -233,6 +145,25 @@ class Finisher:
             "compression": order.compression if order.format == "glb" else None,
             "oom_quality_degradation_level": descent.rung.level,
             "warnings": _warnings(asset, mesh, order),
+        }
+
+    def _hulls(self, order: Order, scope: JobScope) -> tuple[bytes, dict[str, Any]]:
+        """Return convex hulls of the plain GLB's mesh, where that has it, and what is said of them.
+
+        Nothing is baked for them, and its own box places them: they fit the model.
+        """
+        require_mesh(self.asset)
+        placed = place(self.asset, order.placement)
+        hulls = convex_hulls(placed, order.hulls, scope)
+        extras = self.recipe(self.descent, self.asset) | {"finish": order.name}
+        return encode_hulls(hulls, extras), {
+            "faces": sum(len(hull.faces) for hull in hulls),
+            "hulls": len(hulls),
+            "texture": TextureReport(size=0, format="none"),
+            "size_m": extents_m(placed, order.placement),
+            "unit": "metre",
+            "up_axis": order.placement.up,
+            "oom_quality_degradation_level": self.descent.rung.level,
         }
 
     def _baked(self, order: Order, scope: JobScope) -> tuple[Asset, LadderState]:
@@ -286,4 +217,7 @@ def _warnings(asset: Asset, mesh: MeshReport, order: Order) -> list[AnswerWarnin
                 text=f"{open_edges} edges have not exactly two faces; a slicer has to repair it",
             )
         )
+    if order.format == "obj" and asset.has_occlusion:
+        text = "occlusion.png is in the zip, but MTL has no word that names it"
+        found.append(AnswerWarning(code="occlusion_not_linked", text=text))
     return found

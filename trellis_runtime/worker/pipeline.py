@@ -57,7 +57,12 @@ from trellis_runtime.contract.quality import (
     require_quality,
     retry_seed,
 )
-from trellis_runtime.contract.request import Compression, GenerationRequest, TextureFormat
+from trellis_runtime.contract.request import (
+    Compression,
+    GenerationRequest,
+    Output,
+    TextureFormat,
+)
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
@@ -68,8 +73,9 @@ from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.blame import library_errors
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
-from trellis_runtime.worker.finishes import Finished, Finisher, Recipe, require_writable
+from trellis_runtime.worker.finishes import Finished, Finisher, Recipe
 from trellis_runtime.worker.fitting import fit, may_compress
+from trellis_runtime.worker.orders import require_writable
 from trellis_runtime.worker.recipe import recipe
 
 Finish = Callable[[GenerationResult], bytes]
@@ -126,6 +132,7 @@ class Pipeline:
     ) -> GenerationResult:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
         require_measured(request, self.engine)
+        require_bakeable(request.output, self.engine)
         require_writable(request.output)
         delivery.require_possible(request.output, scope)
         if earlier := delivery.earlier_result(request.output, scope):
@@ -371,6 +378,20 @@ def require_measured(request: GenerationRequest, engine: Engine) -> None:
             f"strict is {list(request.strict)}; the {engine.info().name} engine measures nothing",
             field="strict",
         )
+
+
+def require_bakeable(output: Output, engine: Engine) -> None:
+    """Raise `InvalidInput` where a map is asked that the engine does not bake."""
+    asked = [("output.maps", output.maps)]
+    for number, finish in enumerate(output.finishes):
+        asked.append((f"output.finishes.{number}.maps", finish.maps or ()))
+    for name, maps in asked:
+        if missing := sorted(set(maps) - set(engine.detail_maps)):
+            raise InvalidInput(
+                f"{name} has {missing[0]!r}; the {engine.info().name} engine bakes "
+                f"{', '.join(engine.detail_maps) or 'no such map'}",
+                field=name,
+            )
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """OBJ with its MTL and textures, in a zip.
 
 The metallic-roughness map becomes two grey pictures, since MTL's extension for physically based
-shading (`Pr`, `Pm`, `map_Pr`, `map_Pm`) knows no channels. v runs upwards in OBJ and downwards in
-glTF. Source: Wavefront, Advanced Visualizer manual, appendix B1; Exocortex, PBR extension of MTL.
+shading (`Pr`, `Pm`, `map_Pr`, `map_Pm`, `norm`) knows no channels. It has no word for occlusion
+either, whose picture lies in the zip without being named there. v runs upwards in OBJ and
+downwards in glTF. Sources: Wavefront, Advanced Visualizer manual, appendix B1; Exocortex, PBR
+extension of MTL.
 """
 
 from __future__ import annotations
@@ -61,6 +63,10 @@ def _pictures(asset: Asset, form: TextureFormat) -> dict[str, tuple[str, bytes]]
     if asset.metallic_roughness is not None:
         for name, channel in (("roughness", 1), ("metallic", 2)):
             made[name] = "png", _grey(asset.metallic_roughness[..., channel])
+        if asset.has_occlusion:
+            made["occlusion"] = "png", _grey(asset.metallic_roughness[..., 0])
+    if asset.normal_map is not None:
+        made["normal"] = encode_image(asset.normal_map, "png", is_data=True)[::-1]
     return made
 
 
@@ -72,9 +78,11 @@ def _grey(channel: NDArray[np.uint8]) -> bytes:
 def _mtl(asset: Asset, pictures: dict[str, tuple[str, bytes]]) -> str:
     keys = {
         "base_color": "map_Kd", "opacity": "map_d", "roughness": "map_Pr", "metallic": "map_Pm",
+        "normal": "norm",
     }  # fmt: skip
     textured = "roughness" in pictures
     lines = ["newmtl model", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 2"]
     lines += [f"Pr {1.0 if textured else 0.9}", f"Pm {1.0 if textured else 0.0}"]
-    lines += [f"{keys[name]} {name}.{suffix}" for name, (suffix, _) in pictures.items()]
+    for name in (name for name in pictures if name in keys):
+        lines.append(f"{keys[name]} {name}.{pictures[name][0]}")
     return "\n".join(lines) + "\n"

@@ -44,6 +44,9 @@ def _pictures(asset: Asset, form: TextureFormat) -> dict[str, tuple[str, bytes]]
     if asset.metallic_roughness is not None:
         data, _ = encode_image(asset.metallic_roughness, "png", is_data=True)
         made["metallic_roughness"] = "metallic_roughness.png", data
+    if asset.normal_map is not None:
+        data, _ = encode_image(asset.normal_map, "png", is_data=True)
+        made["normal"] = "normal.png", data
     return made
 
 
@@ -118,10 +121,25 @@ def _material(stage: Any, asset: Asset, pictures: dict[str, tuple[str, bytes]]) 
         surface.CreateInput("opacityThreshold", types.Float).Set(threshold)
     if "metallic_roughness" in pictures:
         packed = _texture(stage, "metallic_roughness", pictures, coordinates, "raw")
-        for name, channel in (("roughness", "g"), ("metallic", "b")):
+        channels = [("roughness", "g"), ("metallic", "b")]
+        channels += [("occlusion", "r")] if asset.has_occlusion else []
+        for name, channel in channels:
             output = packed.CreateOutput(channel, types.Float)
-            surface.GetInput(name).ConnectToSource(output)
+            surface.CreateInput(name, types.Float).ConnectToSource(output)
+    if "normal" in pictures:
+        _connect_normals(surface, _texture(stage, "normal", pictures, coordinates, "raw"))
     return material
+
+
+def _connect_normals(surface: Any, bumps: Any) -> None:
+    """Have the surface take its normals from the picture `bumps`, whose 0..1 are -1..1."""
+    from pxr import Gf, Sdf
+
+    types = Sdf.ValueTypeNames
+    bumps.CreateInput("scale", types.Float4).Set(Gf.Vec4f(2, 2, 2, 1))
+    bumps.CreateInput("bias", types.Float4).Set(Gf.Vec4f(-1, -1, -1, 0))
+    output = bumps.CreateOutput("rgb", types.Float3)
+    surface.CreateInput("normal", types.Normal3f).ConnectToSource(output)
 
 
 def _primvar_reader(stage: Any, name: str, kind: str, variable: str) -> Any:

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.engine import Asset, CutOut, MemorySnapshot, Rgba, require_product
 from trellis_runtime.contract.ladder import Plan
+from trellis_runtime.contract.request import DetailMap
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.embedded import inflation, needs, surface, texture
@@ -68,6 +69,10 @@ class EmbeddedEngine:
     @property
     def measures_quality(self) -> bool:
         return False
+
+    @property
+    def detail_maps(self) -> tuple[DetailMap, ...]:
+        return ()
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:

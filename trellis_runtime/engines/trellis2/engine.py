@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -40,7 +40,7 @@ from trellis_runtime.contract.engine import (
     require_product,
 )
 from trellis_runtime.contract.ladder import Plan
-from trellis_runtime.contract.request import parse_request
+from trellis_runtime.contract.request import DetailMap, parse_request
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.trellis2.baking.ahead import GeometryAhead, geometry_beside
@@ -154,6 +154,10 @@ class Trellis2Engine:
     @property
     def measures_quality(self) -> bool:
         return True
+
+    @property
+    def detail_maps(self) -> tuple[DetailMap, ...]:
+        return get_args(DetailMap)
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:

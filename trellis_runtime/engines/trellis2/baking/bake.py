@@ -3,7 +3,8 @@
     decoded surface ─► fill holes ─► close (`shells`) ─► decimate ─► repair ─► unwrap ─► rasterise
           │                                                                                 │
           └─► nearest point, voxels around it ◄──── points of the texels ◄──────────────────┘
-                        └─► base colour, metallic-roughness, alpha mode ─► gutters ─► asset, report
+                        ├─► base colour, metallic-roughness, alpha mode ─► gutters ─► asset, report
+                        └─► normal map, occlusion, where asked (`detail`)
 
 Every step runs on a CPU and a GPU alike, gives the same bytes each time, and knows beforehand what
 memory it needs. Where the card has less, `OutOfVram` says so before anything is allocated; with
@@ -19,25 +20,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.ladder import Plan
-from trellis_runtime.contract.request import AlphaChoice, Shell
+from trellis_runtime.contract.request import AlphaChoice, DetailMap, Shell
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.engines.trellis2.baking.alpha import find_transparency, vertex_transparency
 from trellis_runtime.engines.trellis2.baking.connectivity import vertex_normals
 from trellis_runtime.engines.trellis2.baking.decimation import decimate, decimation_bytes
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
+from trellis_runtime.engines.trellis2.baking.detail import (
+    Detail,
+    Frames,
+    Full,
+    bake_detail,
+    detail_bytes,
+)
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
 from trellis_runtime.engines.trellis2.baking.lookup import VoxelAttributeLookup
 from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.quality import Baked, measure_quality
-from trellis_runtime.engines.trellis2.baking.raster import rasterize
+from trellis_runtime.engines.trellis2.baking.raster import Raster, rasterize
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
 from trellis_runtime.engines.trellis2.baking.see_through import clear_faces
 from trellis_runtime.engines.trellis2.baking.shells import (
@@ -46,6 +56,7 @@ from trellis_runtime.engines.trellis2.baking.shells import (
     repair_shells,
     shells_bytes,
 )
+from trellis_runtime.engines.trellis2.baking.tangents import vertex_tangents
 from trellis_runtime.engines.trellis2.baking.texels import as_bytes, bake_texels, split_maps
 from trellis_runtime.engines.trellis2.baking.uv_layout import Layout, unwrap, unwrap_bytes
 from trellis_runtime.engines.trellis2.device import vram
@@ -68,7 +79,8 @@ class BakeOptions:
 
     decimation_target: faces at most. texture_size: texels a side; 0 puts colours at the vertices.
     min_thickness: what open sheets are thickened to, in the asset's units. remesh_*: cells, for
-    shell "remeshed" alone. chunked: little memory instead of little time; the same quality.
+    shell "remeshed" alone. maps: of the detail that few faces lose, beside a texture. chunked:
+    little memory instead of little time; the same quality.
     """
 
     decimation_target: int
@@ -78,6 +90,7 @@ class BakeOptions:
     alpha_mode: AlphaChoice = "auto"
     remesh_resolution: int = 1024
     remesh_band: int = 1
+    maps: tuple[DetailMap, ...] = ()
     chunked: bool = False
 
     @classmethod
@@ -91,6 +104,7 @@ class BakeOptions:
             alpha_mode=plan.alpha_mode,
             remesh_resolution=plan.remesh_resolution,
             remesh_band=plan.remesh_band,
+            maps=plan.maps,
             chunked=plan.chunk_bake,
         )
 
@@ -182,6 +196,8 @@ def bake_bytes(faces: int, voxels: int, options: BakeOptions) -> int:
         )
     size = options.texture_size
     texels = 24 * size**2 + 72 * options.decimation_target + 64 * voxels + tree + 2 * budget
+    if not options.chunked:  # else what does not fit is on the host
+        texels += detail_bytes(faces, size, options.maps)
     return inputs + max(surface, texels, unwrap_bytes(options.decimation_target, size))
 
 
@@ -202,8 +218,8 @@ def _surface_bytes(faces: int, options: BakeOptions) -> int:
 class _Steps:
     """The parts of a bake that have been done, for the clock and for progress."""
 
-    def __init__(self, scope: JobScope, done: int = 0) -> None:
-        self._scope, self._done = scope, done
+    def __init__(self, scope: JobScope, done: int = 0, of: int = _STEPS) -> None:
+        self._scope, self._done, self._of = scope, done, of
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -211,7 +227,7 @@ class _Steps:
         with self._scope.part(name):
             yield
         self._done += 1
-        self._scope.step(self._done, _STEPS)
+        self._scope.step(self._done, self._of)
 
 
 class _GeometryBake:
@@ -252,9 +268,8 @@ class _GeometryBake:
     def _shape(self) -> tuple[Tensor, Tensor]:
         """Return vertices (V, 3) and faces (F, 3) of the asset's surface, within the budget."""
         voxel = 1 / self.decoded.resolution
-        where = self._device_for(
-            "closing the surface", _surface_bytes(len(self.decoded.faces), self.options)
-        )
+        need = _surface_bytes(len(self.decoded.faces), self.options)
+        where = _device_for(self.device, "closing the surface", need, self.options, self.scope)
         source = self.decoded.vertices.to(where), self.decoded.faces.to(where)
         with self._part("holes"):
             limit = max(_HOLE_PERIMETER, _HOLE_VOXELS * voxel)
@@ -285,18 +300,21 @@ class _GeometryBake:
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
         return shells.vertices, shells.faces
 
-    def _device_for(self, what: str, need: int) -> torch.device:
-        """Return where to compute `what`: on the card if it fits, else on the host if that may be.
 
-        Raises `OutOfVram` where neither is so.
-        """
-        if self.device.type != "cuda":
-            return self.device
-        if self.options.chunked and vram.available(self.device) < need:
-            logger().info("bake_on_host", job_id=self.scope.job_id, step=what, needed_bytes=need)
-            return torch.device("cpu")
-        vram.require_free(what, need)
-        return self.device
+def _device_for(
+    device: torch.device, what: str, need: int, options: BakeOptions, scope: JobScope
+) -> torch.device:
+    """Return where to compute `what`: on the card if it fits, else on the host if that may be.
+
+    Raises `OutOfVram` where neither is so.
+    """
+    if device.type != "cuda":
+        return device
+    if options.chunked and vram.available(device) < need:
+        logger().info("bake_on_host", job_id=scope.job_id, step=what, needed_bytes=need)
+        return torch.device("cpu")
+    vram.require_free(what, need)
+    return device
 
 
 class _TextureBake:
@@ -308,7 +326,8 @@ class _TextureBake:
         self.options, self.device, self.scope = options, device, scope
         self.decoded = decoded.to(device)
         self.budget = _SMALL_BUDGET if options.chunked else _BUDGET
-        self._part = _Steps(scope, _GEOMETRY_STEPS).part
+        more = 1 if options.maps and options.texture_size else 0
+        self._part = _Steps(scope, _GEOMETRY_STEPS, _STEPS + more).part
 
     def run(self, geometry: Geometry) -> Asset:
         lookup = self._lookup()
@@ -349,7 +368,8 @@ class _TextureBake:
         with self._part("texels"):
             texels = bake_texels(raster, lookup, self.budget)
         found = find_transparency(texels, raster, self.options.alpha_mode)
-        maps = split_maps(texels, alpha=found.mode != "OPAQUE")
+        frames, detail = self._detail(layout, normals, raster, lookup)
+        maps = split_maps(texels, alpha=found.mode != "OPAQUE", occlusion=detail.occlusion)
         baked = Baked(
             layout.vertices, layout.faces, layout.uvs, texels[..., :3], raster, found.mode
         )
@@ -365,11 +385,53 @@ class _TextureBake:
             uvs=layout.uvs.cpu().numpy(),  # the first row of texels is at v = 0, as glTF has it
             base_color=maps.base_color,
             metallic_roughness=maps.metallic_roughness,
+            has_occlusion=detail.occlusion is not None,
+            **_normal_mapped(frames, detail),
             alpha_mode=found.mode,
             translucent=None if translucent is None else translucent.cpu().numpy(),
             double_sided=self.options.shell == "double_sided",
             quality=report,
         )
+
+    def _detail(
+        self, layout: Layout, normals: Tensor, raster: Raster, lookup: VoxelAttributeLookup
+    ) -> tuple[Frames, Detail]:
+        """Return the maps of detail that are asked, and the frames that they are written in."""
+        if not self.options.maps:
+            return Frames(normals, normals[:, :0]), Detail()
+        with self._part("detail"):
+            normals = normalize(normals, dim=1)
+            tangents = vertex_tangents(layout.vertices, layout.faces, normals, layout.uvs)
+            frames = Frames(normals, tangents)
+            full, where = self._full(lookup)
+            detail = bake_detail(
+                raster.to(where), frames.to(where), full, self.options.maps, self.budget
+            )
+        return frames, detail
+
+    def _full(self, lookup: VoxelAttributeLookup) -> tuple[Full, torch.device]:
+        """Return the decoded surface to look at, and where: on the host if it does not fit here."""
+        vertices, faces = self.decoded.vertices, self.decoded.faces
+        clear = clear_faces(vertices, faces, self.decoded, self.options.alpha_mode)
+        trees = _TREE_BYTES_PER_FACE * len(faces) * (1 if clear is None else 2)
+        need = trees + detail_bytes(len(faces), self.options.texture_size, self.options.maps)
+        where = _device_for(self.device, "the maps of detail", need, self.options, self.scope)
+        surface = lookup.surface
+        if where != self.device:
+            surface = Surface(vertices.to(where), faces.to(where))
+        opaque = surface
+        if clear is not None:
+            opaque = Surface(surface.vertices, surface.faces[~clear.to(where)])
+        return Full(surface, opaque, self.decoded.resolution), where
+
+
+def _normal_mapped(frames: Frames, detail: Detail) -> dict[str, Any]:
+    """Return an asset's normal map and tangents, none where it was not asked."""
+    if detail.normal is None:
+        return {}
+    sign = frames.tangents[:, 3:].cpu().numpy()
+    tangents = np.hstack([_unit(_to_gltf_axes(frames.tangents[:, :3])), sign])
+    return {"normal_map": detail.normal.cpu().numpy(), "tangents": tangents}
 
 
 def _to_gltf_axes(vectors: Tensor) -> NDArray[np.float32]:

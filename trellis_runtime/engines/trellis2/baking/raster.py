@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,17 @@ class Raster:
     def size(self) -> int:
         """Texels a side."""
         return len(self.owners)
+
+    def to(self, device: torch.device) -> Raster:
+        """Return the same on `device`."""
+        return replace(
+            self,
+            owners=self.owners.to(device),
+            corners=self.corners.to(device),
+            vertices=self.vertices.to(device),
+            faces=self.faces.to(device),
+            real=self.real.to(device),
+        )
 
     @property
     def covered(self) -> Tensor:

@@ -38,7 +38,10 @@ _BYTES_PER_TEXEL = 256
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """base_color (S, S, 3 or 4) sRGB as decoded, metallic_roughness (S, S, 3): 0, G, B."""
+    """base_color (S, S, 3 or 4) sRGB as decoded, metallic_roughness (S, S, 3): R, G, B.
+
+    R is ambient occlusion where that was baked, else 0.
+    """
 
     base_color: NDArray[np.uint8]
     metallic_roughness: NDArray[np.uint8]
@@ -128,9 +131,13 @@ def as_bytes(values: Tensor) -> Tensor:
     return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def split_maps(texels: Tensor, *, alpha: bool) -> Maps:
-    """Return texels (S, S, 6) as glTF's textures; `alpha`: whether the base colour has any."""
+def split_maps(texels: Tensor, *, alpha: bool, occlusion: Tensor | None = None) -> Maps:
+    """Return texels (S, S, 6) as glTF's textures; `alpha`: whether the base colour has any.
+
+    occlusion (S, S, 1) uint8 goes into the red of metallic-roughness, where glTF looks for it.
+    """
     pixels = texels.cpu().numpy()
     base = pixels[..., [0, 1, 2, 5]] if alpha else pixels[..., :3]
-    packed = np.stack([np.zeros_like(pixels[..., 4]), pixels[..., 4], pixels[..., 3]], axis=-1)
+    red = np.zeros_like(pixels[..., 4]) if occlusion is None else occlusion[..., 0].cpu().numpy()
+    packed = np.stack([red, pixels[..., 4], pixels[..., 3]], axis=-1)
     return Maps(np.ascontiguousarray(base), packed)
