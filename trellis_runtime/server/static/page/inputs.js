@@ -4,7 +4,7 @@ import { Cutout, Editor } from "./cutout.js";
 import { base64, prepare } from "./picture.js";
 import { bytes } from "./words.js";
 
-const EXAMPLES = ["mushroom", "cactus", "robot", "ice-cream", "duck", "rocket"];
+const EXAMPLES = ["robot", "duck", "rocket", "cactus", "ice-cream", "mushroom"];
 const MOST = 20;
 
 class Item {
