@@ -13,10 +13,12 @@ from PIL import Image
 from pydantic import Field
 
 from trellis_runtime.assets.cutout import cutout_png
+from trellis_runtime.assets.formats import are_installed
 from trellis_runtime.assets.images import FORMATS, within_side
 from trellis_runtime.assets.warnings import cutout_warnings
 from trellis_runtime.contract.answer import AnswerWarning, EngineInfo
 from trellis_runtime.contract.engine import CutOut, Rgba
+from trellis_runtime.contract.files import FORMATS as FILE_FORMATS
 from trellis_runtime.contract.request import PRESETS
 from trellis_runtime.contract.wire import WireModel
 from trellis_runtime.server.guards import held_room, read_payload
@@ -72,6 +74,7 @@ class Capabilities(WireModel):
     engine: EngineInfo
     ignored_fields: list[str] = Field(description="Fields of a request that this engine ignores.")
     picture: PictureLimits
+    formats: list[str] = Field(description="Formats of finishes that this server can write.")
     presets: dict[str, dict[str, Any]] = Field(description="The fields that each preset sets.")
     expected: dict[str, dict[str, Any] | None] = Field(
         description="What a job with each preset should take; null where none has run yet."
@@ -120,6 +123,7 @@ def _capabilities(served: Served, endpoint: str | None) -> Capabilities:
             min_side_px=limits.min_side_px,
             useful_side_px=min(engine.useful_side_px, limits.max_side_px),
         ),
+        formats=[name for name, facts in FILE_FORMATS.items() if are_installed(facts.packages)],
         presets=PRESETS,
         expected=jobs.expectations.presets(endpoint),
         endpoint_possible=worker.settings.remote.api_key is not None,

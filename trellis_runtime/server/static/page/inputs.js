@@ -1,16 +1,18 @@
 // The pictures of a batch: chosen, dropped, pasted or by address; each with its cut-out.
-import { $, h, show } from "./dom.js";
+import { $, h, show, toast } from "./dom.js";
 import { Cutout, Editor } from "./cutout.js";
 import { base64, prepare } from "./picture.js";
 import { bytes } from "./words.js";
 
-const EXAMPLES = ["mushroom", "cactus", "robot", "ice-cream", "duck", "rocket"];
+const EXAMPLES = ["robot", "duck", "rocket", "cactus", "ice-cream", "mushroom"];
 const MOST = 20;
 
 class Item {
   constructor(batch, picture, url = null) {
     [this.batch, this.picture, this.url] = [batch, picture, url];
     this.whole = false;
+    this.jobs = [];  // the ids of what was asked with it last
+    this.state = "";
     this.failed = null;
     this.cutout = picture.bitmap ? new Cutout(picture) : null;
   }
@@ -34,6 +36,19 @@ class Item {
   async #plain() { return this.url ? { image_url: this.url } : { image: await base64(this.picture.blob) }; }
 }
 
+// A picture's jobs in a few words.
+function stateOf(jobs) {
+  if (!jobs.length) return "";
+  const running = jobs.filter((job) => job.state === "running");
+  const ended = jobs.length - running.length;
+  if (running.length) {
+    const share = Math.round(100 * jobs.reduce((sum, job) => sum + (job.state === "running" ? job.progress : 1), 0) / jobs.length);
+    return jobs.length > 1 ? `${ended} of ${jobs.length} done, ${share} %` : share ? `${share} %` : "waiting";
+  }
+  const failed = jobs.filter((job) => job.state !== "done").length;
+  return failed ? (failed === jobs.length ? jobs[0].state : `${failed} of ${jobs.length} failed`) : "done";
+}
+
 export class Inputs {
   constructor(limits, changed) {
     [this.limits, this.onchange] = [limits, changed];
@@ -44,13 +59,37 @@ export class Inputs {
     this.#examples();
   }
 
+  // Takes what a list of jobs says of those that were asked with these pictures.
+  told(jobs) {
+    const known = new Map(jobs.map((job) => [job.id, job]));
+    let changed = false;
+    for (const item of this.items) {
+      const state = stateOf(item.jobs.map((id) => known.get(id)).filter(Boolean));
+      changed ||= state !== item.state;
+      item.state = state;
+    }
+    if (changed) this.draw();
+  }
+
   get ready() { return this.items.filter((item) => !item.picture.problem); }
 
   async add(files) {
-    for (const file of [...files].slice(0, MOST - this.items.length)) {
+    const room = Math.max(0, MOST - this.items.length);
+    if (files.length > room) toast(`At most ${MOST} pictures at once; the others were left out.`);
+    for (const file of [...files].slice(0, room)) {
       this.items.push(new Item(this, await prepare(file, this.limits)));
     }
     if (this.items.length) await this.select(this.items.at(-1));
+  }
+
+  // One picture in place of those that are chosen; returns its item.
+  async take(blob, whole) {
+    const picture = await prepare(new File([blob], "the same picture", { type: blob.type }), this.limits);
+    const item = new Item(this, picture);
+    item.whole = whole;
+    this.items = [item];
+    this.select(item);  // its cut-out need not be waited for
+    return item;
   }
 
   addAddress(url) {
@@ -84,7 +123,7 @@ export class Inputs {
       : [width ? `${width} × ${height} px` : "", blob ? bytes(blob.size) : "by address"].filter(Boolean).join(", ");
     return h("li", { class: problem ? "bad" : "" },
       h("button", { type: "button", class: "flat", "aria-current": item === this.current ? "true" : null, onclick: () => this.select(item) },
-        h("b", {}, name), h("small", {}, problem || facts)),
+        h("b", {}, name), h("small", {}, problem || facts, item.state ? h("span", { class: "state" }, `, ${item.state}`) : null)),
       h("button", { type: "button", class: "flat", "aria-label": `remove ${name}`, onclick: () => this.#remove(item) }, "×"));
   }
 
@@ -112,9 +151,16 @@ export class Inputs {
       document.addEventListener(name, (event) => {
         event.preventDefault();
         document.body.classList.toggle("over", name === "dragenter" || name === "dragover");
-        if (name === "drop") this.add(event.dataTransfer.files);
+        if (name === "drop") this.#dropped(event.dataTransfer);
       });
     }
+  }
+
+  // Files, or a picture that was dragged out of another page: its address.
+  #dropped(data) {
+    const url = data.getData("text/uri-list").split("\n").find((line) => /^https?:/.test(line));
+    if (data.files.length) this.add(data.files);
+    else if (url) this.addAddress(url.trim());
   }
 
   #examples() {

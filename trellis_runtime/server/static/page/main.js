@@ -1,16 +1,30 @@
 // The page: one batch of pictures, one job on the stage, all jobs in the film strip.
-import { address, api, events, json, post, signedIn, signOut } from "./api.js";
+import { api, events, json, post, signedIn, signOut } from "./api.js";
 import { $, h, show, toast } from "./dom.js";
+import { Film } from "./film.js";
 import { Inputs } from "./inputs.js";
 import { Settings } from "./settings.js";
 import { showDone, showFailed } from "./result.js";
-import { bytes, seconds, STEPS, stepOf } from "./words.js";
+import { seconds, STEPS, stepOf } from "./words.js";
+import * as variants from "./variants.js";
 import * as viewer from "./viewer.js";
 
 let inputs, settings;
 let shown = null;  // the job on the stage
 let hasModel = false;  // whether the viewer holds one
-const mine = new Set();  // jobs of this page that have not ended
+const narrow = matchMedia("(max-width: 900px)");
+const film = new Film(
+  () => (variants.isOpen() ? variants.ids() : [shown?.id]),
+  (id) => open(id).catch((err) => say(err.message)),
+  async (jobs) => {
+    inputs?.told(jobs);
+    if (!variants.isOpen()) return;
+    await variants.told(jobs);
+    $("dock-bar").value = variants.progress();
+    buttons();
+  },
+);
+const drawFilm = () => film.draw().catch((err) => say(err.message));
 
 function say(text) {
   show($("error"), Boolean(text));
@@ -18,7 +32,7 @@ function say(text) {
 }
 
 function buttons() {
-  const running = shown?.state === "running";
+  const running = variants.isOpen() ? variants.running().length > 0 : shown?.state === "running";
   $("go").disabled = !inputs || inputs.ready.length === 0;
   const models = inputs ? inputs.ready.length * ($("variants").checked ? 4 : 1) : 1;
   $("go").textContent = models > 1 ? `Make ${models} models` : "Make the model";
@@ -29,12 +43,13 @@ function buttons() {
 // --- the stage ---------------------------------------------------------------------------------
 function stage(job) {
   const running = job?.state === "running", done = job?.state === "done";
-  show($("empty"), !job && !hasModel);
+  if (job) variants.close();
+  show($("empty"), !job && !hasModel && !variants.isOpen());
   show($("running"), running);
   show($("failed"), job?.state === "failed");
-  show($("viewer"), hasModel || done);
+  show($("viewer"), (hasModel || done) && !variants.isOpen());
   show($("tools"), done);
-  show($("previous"), hasModel && !done);
+  show($("previous"), hasModel && !done && !variants.isOpen());
   if (!done) show($("inspector"), false);
   $("stage").classList.toggle("past", hasModel && !done);
 }
@@ -75,24 +90,47 @@ async function display(job) {
 }
 
 async function follow(id) {
-  mine.add(id);
   try {
     await events(`/jobs/${id}/events`, (job) => { if (shown?.id === id) display(job); });
   } finally {
-    mine.delete(id);
-    film();
-    refreshExpected();
+    drawFilm();
+    refreshExpected().catch((err) => say(err.message));
   }
+}
+
+// On a phone the stage comes first, and grows above what was being looked at.
+function bring() {
+  if (narrow.matches) scrollTo({ top: 0 });
 }
 
 async function open(id) {
   say(null);
   location.hash = `job=${id}`;
-  const job = await json(`/jobs/${id}`);
-  if (matchMedia("(max-width: 900px)").matches) $("stage").scrollIntoView({ block: "start" });
-  await display(job);
-  film().catch((err) => say(err.message));  // the job that is shown is marked there
-  if (job.state === "running") follow(id).catch((err) => say(err.message));
+  await display(await json(`/jobs/${id}`));
+  bring();
+  drawFilm();  // the job that is shown is marked there
+  if (shown.state === "running") follow(id).catch((err) => say(err.message));
+}
+
+// Several seeds of one picture, side by side.
+function openVariants(ids) {
+  say(null);
+  location.hash = `variants=${ids.join(",")}`;
+  shown = null;
+  viewer.closeOverlays();
+  variants.open(ids, (id) => open(id).catch((err) => say(err.message)));
+  stage(null);
+  buttons();
+  bring();
+  drawFilm();
+}
+
+// What the address names: a job, or variants.
+function openAddress() {
+  const named = new URLSearchParams(location.hash.slice(1));
+  const id = named.get("job"), ids = named.get("variants")?.split(",").filter((one) => /^[A-Za-z0-9_-]{1,64}$/.test(one));
+  if (id && id !== shown?.id) open(id).catch((err) => say(err.message));
+  else if (ids?.length && ids.join() !== variants.ids().join()) openVariants(ids);
 }
 
 // --- asking ------------------------------------------------------------------------------------
@@ -110,71 +148,73 @@ function seeds() {
   return [0, 1, 2, 3].map((number) => first + number);
 }
 
-async function make() {
+// Starts a job for each picture and seed; the first picture's are shown as soon as they run.
+async function make(items, drawn) {
   say(null);
-  const before = shown;
+  for (const item of items) item.jobs = [];
+  const all = items.map((item) => [item, drawn()]);
+  if (!$("lock").checked) $("seed").value = "";
   try {
-    let first = null;
-    for (const item of inputs.ready) {
+    for (const [item, some] of all) {
       const fields = await item.fields();
-      for (const seed of seeds()) {
-        const job = await submit(fields, seed);
-        first ||= job;
-        if (job !== first) mine.add(job.id);
+      for (const seed of some) {
+        item.jobs.push((await patiently(() => submit(fields, seed), items)).id);
+        if (item === items[0]) await present(item.jobs, some.length > 1);
+        drawFilm();
       }
     }
-    if (!$("lock").checked) $("seed").value = "";
-    if (first) {
-      film();
-      if (matchMedia("(max-width: 900px)").matches) $("stage").scrollIntoView({ block: "start" });
-      location.hash = `job=${first.id}`;
-      await display(first);
-      await follow(first.id);
-    }
-  } catch (err) {
-    shown = before;
+  } catch (err) {  // what was started before it goes on
     say(err.message);
     buttons();
   }
 }
 
+// A full queue is no fault of a batch whose jobs fill it: the others wait for room.
+async function patiently(send, items) {
+  for (;;) {
+    try {
+      return await send();
+    } catch (err) {
+      if (err.status !== 429 || !items.some((item) => item.jobs.length)) throw err;
+      toast("The queue is full; the others are sent when there is room.");
+      await new Promise((resolve) => { setTimeout(resolve, 1000 * err.retryAfter); });
+    }
+  }
+}
+
+const present = (ids, several) => (several ? openVariants(ids) : open(ids[0]));
+
+// The picture that is chosen, else the one that the job on the stage was given.
+async function pictureOf(job) {
+  if (inputs.current) return inputs.current;
+  if (!job.input) throw new Error("This job's picture is not kept here; choose it again.");
+  settings.take(job.request);
+  return inputs.take(await (await api(job.input)).blob(), job.request.background === "keep");
+}
+
+// The same picture, settings and seed once more, in place of what is chosen.
+async function again(job) {
+  inputs.clear();
+  const item = await pictureOf(job);
+  await make([item], () => [job.answer.seed]);
+}
+
 function remedies() {
-  const again = () => { $("form").requestSubmit(); };
+  const failed = shown;
+  const retry = (change = () => {}) => pictureOf(failed)
+    .then((item) => { change(item); return make(inputs.ready, seeds); }).catch((err) => say(err.message));
   return {
-    again, choose: () => $("file").click(),
-    seed: () => { $("seed").value = settings.draw(); again(); },
-    fast: () => { settings.choose("fast"); again(); },
+    again: () => retry(), choose: () => $("file").click(),
+    seed: () => retry(() => { $("seed").value = settings.draw(); }),
+    fast: () => retry(() => settings.choose("fast")),
+    whole: () => retry((item) => { item.whole = $("whole").checked = true; }),
     settings: () => { $("advanced").open = true; $("advanced").scrollIntoView(); $("advanced").querySelector("summary").focus(); },
-    mark: () => { $("cutout-canvas").scrollIntoView({ block: "center" }); $("cutout-canvas").focus(); },
-    whole: () => { if (inputs.current) { inputs.current.whole = $("whole").checked = true; again(); } },
+    mark: () => pictureOf(failed).then(() => { $("cutout-canvas").scrollIntoView({ block: "center" }); $("cutout-canvas").focus(); })
+      .catch((err) => say(err.message)),
   };
 }
 
-// --- the film strip ----------------------------------------------------------------------------
-async function card(job) {
-  const state = { running: `${Math.round(job.progress * 100)} %`, failed: "failed", cancelled: "cancelled", done: bytes(job.summary?.bytes) }[job.state];
-  const picture = job.thumbnail || job.input;
-  const image = picture ? h("img", { src: await address(picture), alt: "" }) : h("span", { class: "none" });
-  const label = `${new Date(job.created * 1000).toLocaleString()}, ${job.state}`;
-  return h("li", {}, h("button", { type: "button", class: `frame ${job.state}`, title: label, "aria-current": job.id === shown?.id ? "true" : null,
-    onclick: () => open(job.id).catch((err) => say(err.message)) }, image, h("span", {}, state), h("span", { class: "quiet" }, label), job.summary?.warnings ? h("span", { class: "mark", title: "has warnings" }, "!") : null));
-}
-
-let drawing = false, wanted = false;
-async function film() {
-  wanted = drawing;  // once more, for what has changed since
-  if (drawing) return;
-  drawing = true;
-  try {
-    const jobs = await json("/jobs?limit=40");
-    const cards = await Promise.all(jobs.map(card));
-    if (cards.length) $("history").replaceChildren(...cards);
-    else $("history").replaceChildren(h("li", { class: "note" }, "none yet"));
-    if (jobs.some((job) => job.state === "running")) setTimeout(film, 1500);
-  } finally { drawing = false; }
-  if (wanted) await film();
-}
-
+// --- what is chosen ------------------------------------------------------------------------------
 async function refreshExpected() {
   const endpoint = $("endpoint").value.trim();
   const told = await json(endpoint ? `/capabilities?endpoint=${encodeURIComponent(endpoint)}` : "/capabilities");
@@ -193,17 +233,14 @@ function theme() {
 }
 
 function actions() {
-  $("form").onsubmit = (event) => { event.preventDefault(); make(); };
-  $("cancel").onclick = () => api(`/jobs/${shown.id}/cancel`, { method: "POST" }).catch((err) => say(err.message));
+  $("form").onsubmit = (event) => { event.preventDefault(); make(inputs.ready, seeds); };
+  $("cancel").onclick = () => {
+    const ids = variants.isOpen() ? variants.running() : [shown.id];
+    Promise.all(ids.map((id) => api(`/jobs/${id}/cancel`, { method: "POST" }))).catch((err) => say(err.message));
+  };
   $("variants").onchange = buttons;
   $("endpoint").onchange = () => refreshExpected().catch((err) => say(err.message));
-  $("again").onclick = async () => {
-    const job = shown;
-    settings.take(job.request);
-    $("seed").value = job.answer.seed;
-    if (job.input) await inputs.add([new File([await (await api(job.input)).blob()], "the same picture", { type: "image/png" })]);
-    $("form").requestSubmit();
-  };
+  $("again").onclick = () => again(shown).catch((err) => say(err.message));
   $("same").onclick = () => { settings.take(shown.request); inputs.clear(); $("file").click(); };
   $("link").onclick = () => navigator.clipboard.writeText(location.href).then(() => toast("Copied."), () => toast(location.href));
   $("delete").onclick = async () => {
@@ -212,28 +249,25 @@ function actions() {
     [shown, hasModel] = [null, false];
     history.replaceState(null, "", location.pathname);
     stage(null);
-    film();
+    drawFilm();
   };
   $("theme").onclick = theme;
   $("sign-out").onclick = signOut;
-  addEventListener("hashchange", () => {
-    const id = new URLSearchParams(location.hash.slice(1)).get("job");
-    if (id && id !== shown?.id) open(id).catch((err) => say(err.message));
-  });
+  addEventListener("hashchange", openAddress);
 }
 
 async function start(health) {
   const [told, page] = await Promise.all([json("/capabilities"), fetch("/openapi.json").then((r) => r.json())]);
   const card = health.engine.card ? ` on ${health.engine.card}` : "";
   $("worker").textContent = `${health.engine.name} engine${card}, ready`;
+  $("worker").classList.add("ready");
   show($("target"), told.endpoint_possible);
   show($("sign-out"), signedIn());
   settings = new Settings(page.components.schemas, told);
   inputs = new Inputs(told.picture, buttons);
   buttons();
-  film().catch((err) => say(err.message));
-  const id = new URLSearchParams(location.hash.slice(1)).get("job");
-  if (id) open(id).catch((err) => say(err.message));
+  drawFilm();
+  openAddress();
 }
 
 async function watch() {

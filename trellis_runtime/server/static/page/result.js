@@ -4,7 +4,10 @@ import { $, h, show, toast } from "./dom.js";
 import { bytes, count, fault, FILES, plain, REMEDIES, seconds } from "./words.js";
 
 export function banner(answer) {
-  const warnings = (answer.warnings || []).map((warning) => warning.text);
+  const files = answer.files || [];
+  const warnings = (answer.warnings || []).map((warning) => warning.text)
+    .concat(files.flatMap((file) => (file.warnings || []).map((warning) => `${FILES[file.file_name] || file.file_name}: ${warning.text}`)))
+    .concat(files.filter((file) => file.error).map((file) => `${FILES[file.file_name] || file.file_name} could not be made`));
   const given = answer.degradation;
   if (given.level === 0) {
     return warnings.length ? ["amber", `Look at it before you use it: ${warnings.join("; ")}.`] : ["green", "You got what you asked for."];
@@ -58,14 +61,18 @@ export function codes(job) {
 
 // The model first, its numbers last, what a caller asked for besides in between.
 const ORDER = Object.keys(FILES);
-const rank = (file) => (ORDER.includes(file.name) ? ORDER.indexOf(file.name) : ORDER.length - 1.5);
+const rank = (file) => (ORDER.includes(file.name) ? ORDER.indexOf(file.name) : ORDER.indexOf("preview.png") - 0.5);
+
+// A file that could not be made takes nothing else with it; it is told where it would have been.
+const notMade = (job) => (job.answer.files || []).filter((file) => file.error)
+  .map((file) => h("li", { class: "bad" }, FILES[file.file_name] || file.file_name, " ", h("small", {}, file.error.text)));
 
 async function filesOf(job) {
   const files = [...(job.files || [])].sort((a, b) => rank(a) - rank(b));
   return Promise.all(files.map(async (file) => {
     const link = h("a", { href: await address(file.url), download: `${job.id}-${file.name}` }, FILES[file.name] || file.name);
     return h("li", {}, link, " ", h("small", {}, bytes(file.bytes)));
-  }));
+  }).concat(notMade(job)));
 }
 
 export async function showDone(job) {

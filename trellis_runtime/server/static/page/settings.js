@@ -1,6 +1,6 @@
 // Presets as cards, and every other field of a request, made from the published schema.
 import { $, h, show } from "./dom.js";
-import { bytes, PRESETS, seconds } from "./words.js";
+import { bytes, FORMATS, PRESETS, seconds } from "./words.js";
 
 const ELSEWHERE = ["image", "image_url", "seed", "preset", "background", "output.delivery", "output.upload_url"];
 const UNITS = {
@@ -34,7 +34,10 @@ export class Settings {
     this.told = told;
     this.controls = new Map();
     this.preset = "fast";
+    this.finishes = [];  // of an earlier request, made by a program: taken over as they are
+    this.lods = [];
     this.#cards();
+    this.#formats();
     this.#fields(schemas);
     $("dice").onclick = () => { $("seed").value = this.draw(); };
     $("reset").onclick = () => this.reset();
@@ -45,7 +48,7 @@ export class Settings {
   expect(expected) {
     for (const [name, place] of Object.entries(this.places)) {
       const known = expected[name];
-      place.textContent = known ? `about ${seconds(known.seconds)}, ${bytes(known.bytes)}` : "not run here yet";
+      place.textContent = known ? `about ${seconds(known.seconds)}, ${bytes(known.bytes)}` : "";
     }
   }
 
@@ -57,6 +60,8 @@ export class Settings {
 
   reset() {
     for (const control of this.controls.values()) control.changed = false;
+    [this.finishes, this.lods] = [[], []];
+    for (const input of this.formats) input.checked = false;
     this.#show();
   }
 
@@ -64,6 +69,9 @@ export class Settings {
   request() {
     const asked = { preset: this.preset };
     for (const [path, control] of this.controls) if (control.changed) put(asked, path, control.read());
+    const chosen = this.formats.filter((input) => input.checked).map(({ value }) => ({ name: value, format: value }));
+    if (chosen.length + this.finishes.length) put(asked, "output.finishes", [...this.finishes, ...chosen]);
+    if (this.lods.length) put(asked, "output.lods", this.lods);
     return asked;
   }
 
@@ -75,6 +83,11 @@ export class Settings {
       control.changed = value !== undefined && value !== null;
       if (control.changed) control.write(value);
     }
+    const ours = (finish) => this.formats.some(({ value }) => finish.name === value && finish.format === value) && Object.keys(finish).length === 2;
+    const finishes = request.output?.finishes || [];
+    for (const input of this.formats) input.checked = finishes.some((finish) => ours(finish) && finish.format === input.value);
+    this.finishes = finishes.filter((finish) => !ours(finish));
+    this.lods = request.output?.lods || [];
     this.#show();
   }
 
@@ -84,9 +97,22 @@ export class Settings {
       const expected = this.places[name] = h("small", { class: "expected" });
       const input = h("input", { type: "radio", name: "preset", value: name, class: "quiet", onchange: () => this.choose(name) });
       input.checked = name === this.preset;
-      return h("label", { class: "card" }, input, h("b", {}, title), h("small", {}, about), expected);
+      return h("label", { class: "card" }, input, h("b", {}, title), expected, h("small", {}, about));
     }));
     this.expect(this.told.expected);
+  }
+
+  // The model itself comes always; the others are made of the same sampling.
+  #formats() {
+    const chip = (name, always) => {
+      const about = this.told.formats.includes(name) ? FORMATS[name] : `${FORMATS[name]} This server lacks what writes it.`;
+      const input = h("input", { type: "checkbox", value: name, class: "quiet", disabled: always || !this.told.formats.includes(name) });
+      input.checked = always;
+      return [input, h("label", { class: "chip", title: about }, input, name.toUpperCase())];
+    };
+    const chips = Object.keys(FORMATS).map((name) => chip(name, name === "glb"));
+    this.formats = chips.map(([input]) => input).filter((input) => input.value !== "glb");
+    $("formats").replaceChildren(...chips.map(([, label]) => label));
   }
 
   #fields(schemas) {

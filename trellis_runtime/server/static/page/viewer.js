@@ -1,5 +1,6 @@
 // The viewer over the stage: shading, maps, camera, light, comparison, pictures of it.
 import { address } from "./api.js";
+import { pair } from "./compare.js";
 import { $, press, show, toast } from "./dom.js";
 import { plain } from "./words.js";
 
@@ -19,13 +20,41 @@ export async function open(shown, files) {
   viewer().src = files["model.glb"] ? await address(files["model.glb"]) : "";
   viewer().poster = files["preview.png"] ? await address(files["preview.png"]) : "";
   press([...document.querySelectorAll("[data-view]")], document.querySelector("[data-view=textured]"));
-  show($("compare-open"), Boolean(job.input && files["preview.png"]));
-  $("compare-open").onclick = async () => {
-    $("compare-left").src = await address(job.input);
-    $("compare-right").src = await address(files["preview.png"]);
-    slide();
-    only($("compare"));
+  viewer().iosSrc = files["usdz.usdz"] ? await address(files["usdz.usdz"]) : null;  // else made in the browser
+  show($("compare-open"), Boolean(job.input));
+}
+
+async function compare() {
+  for (const side of ["left", "right"]) $(`compare-${side}`).removeAttribute("src");
+  slide();
+  only($("compare"));
+  $("compare").setAttribute("aria-busy", "true");
+  try {
+    const [left, right] = await pair(job, front);
+    for (const [side, blob] of [["left", left], ["right", right]]) {
+      URL.revokeObjectURL($(`compare-${side}`).src);
+      $(`compare-${side}`).src = URL.createObjectURL(blob);
+    }
+  } catch (err) {
+    closeOverlays();
+    toast(err.message);
+  } finally { $("compare").removeAttribute("aria-busy"); }
+}
+
+// The model from the front, without its shadow; the camera then is where it was.
+async function front() {
+  const before = viewer().getCameraOrbit().toString();
+  const look = async (orbit, shadow) => {
+    viewer().cameraOrbit = orbit;
+    viewer().shadowIntensity = shadow;
+    viewer().jumpCameraToGoal();
+    await viewer().updateComplete;
+    for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);  // it is drawn
   };
+  await look("0deg 90deg auto", 0);
+  try {
+    return await viewer().toBlob({ idealAspect: true });
+  } finally { await look(before, 1); }
 }
 
 function collect() {
@@ -71,7 +100,8 @@ function lined(mesh) {
     mesh.lines.material.wireframe = true;
     mesh.lines.material.color.setRGB(0.02, 0.08, 0.25);
     mesh.lines.material.transparent = true;
-    mesh.lines.material.opacity = 0.4;
+    const faces = (mesh.node.geometry.index ?? mesh.node.geometry.attributes.position).count / 3;
+    mesh.lines.material.opacity = Math.min(0.5, Math.max(0.14, 45 / Math.sqrt(faces)));  // many lines would hide the shape
     mesh.lines.userData.noHit = true;
     mesh.node.parent.add(mesh.lines);
   }
@@ -85,6 +115,15 @@ function shade(name) {
     if (mesh.lines) mesh.lines.visible = name === "wireframe";
   }
   scene()?.queueRender?.();
+}
+
+// Even light from all around, or a studio's, which comes from one side.
+function turnLight() {
+  const from = $("light").value;
+  viewer().environmentImage = from === "" ? "neutral" : "legacy";
+  const lit = scene();
+  if (lit?.environmentRotation) lit.environmentRotation.y = Number(from) / 180 * Math.PI;
+  lit?.queueRender?.();
 }
 
 function slide() {
@@ -121,14 +160,21 @@ async function screenshot() {
 }
 
 export function set() {
-  viewer().addEventListener("load", collect);
+  viewer().addEventListener("load", () => {
+    collect();
+    turnLight();
+    show($("ar"), viewer().canActivateAR);
+  });
   const views = [...document.querySelectorAll("[data-view]")];
   for (const button of views) button.onclick = () => { closeOverlays(); press(views, button); shade(button.dataset.view); };
   for (const button of document.querySelectorAll("[data-map]")) button.onclick = () => showMap(button.dataset.map);
   for (const button of document.querySelectorAll("[data-orbit]")) {
     button.onclick = () => { closeOverlays(); viewer().cameraOrbit = `${button.dataset.orbit} auto`; };
   }
-  $("light").oninput = () => { viewer().exposure = Number($("light").value) / 100; };
+  $("exposure").oninput = () => { viewer().exposure = Number($("exposure").value) / 100; };
+  $("light").onchange = turnLight;
+  $("compare-open").onclick = compare;
+  $("ar").onclick = () => viewer().activateAR();
   $("overlay-close").onclick = $("compare-close").onclick = closeOverlays;
   $("compare-at").oninput = slide;
   $("screenshot").onclick = screenshot;

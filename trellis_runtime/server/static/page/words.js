@@ -33,9 +33,16 @@ export const PRESETS = {
   game_asset: ["Game asset", "Most detail, largest textures"],
 };
 
+export const FORMATS = {
+  glb: "The model, for the web, engines and most programs.", usdz: "For iPhone, iPad and Vision: Quick Look.",
+  obj: "For older programs: a zip with OBJ, MTL and textures.", stl: "For printers: one closed surface.",
+  "3mf": "For printers: one closed surface, with its unit.",
+};
+
 export const FILES = {
-  "model.glb": "Model (GLB)", "preview.png": "Rendered picture", "thumbnail.webp": "Small picture",
-  "turntable.webp": "Turntable", "cutout.png": "Cut-out", "answer.json": "All numbers (JSON)",
+  "model.glb": "Model (GLB)", "usdz.usdz": "Quick Look (USDZ)", "obj.zip": "Wavefront (OBJ, zipped)",
+  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "preview.png": "Rendered picture",
+  "thumbnail.webp": "Small picture", "turntable.webp": "Turntable", "cutout.png": "Cut-out", "answer.json": "All numbers (JSON)",
 };
 
 const KINDS = {
