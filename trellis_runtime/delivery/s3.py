@@ -10,6 +10,7 @@ Long because looking, putting and taking back rest on one client and one idea of
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import re
 import secrets
@@ -83,6 +84,12 @@ class S3Store:
             require_etag(name, data, etag)
             self._require_same(tried, len(data), scope)
         return self.artifact(key, len(data), sha256, content_type)
+
+    def apart(self) -> S3Store:
+        """Return the same folder for files that are taken back on their own."""
+        other = copy.copy(self)
+        other._tried = []
+        return other
 
     def discard(self) -> None:
         """Remove what this run put where nothing was, and where nobody else's is by now."""
