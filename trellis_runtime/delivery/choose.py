@@ -13,6 +13,7 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.sizes import faces_within, least_glb_bytes
 from trellis_runtime.delivery.earlier import earlier_result
 from trellis_runtime.delivery.fetch import require_visitable
+from trellis_runtime.delivery.latents import BucketLatents, LatentsStore, LocalLatents
 from trellis_runtime.delivery.presigned import require_signature_usable
 from trellis_runtime.delivery.s3 import S3Store, callers_store, job_bucket, operators_store
 from trellis_runtime.delivery.storage import (
@@ -21,6 +22,7 @@ from trellis_runtime.delivery.storage import (
     Store,
     UploadStore,
     VariantStore,
+    folder_of,
 )
 from trellis_runtime.errors import AnswerTooLarge, InvalidInput
 from trellis_runtime.settings import Bucket, DeliverySettings, FetchLimits, Settings
@@ -71,6 +73,19 @@ class Delivery:
         if bucket := self._bucket():
             own._s3 = bucket.apart()
         return own
+
+    @property
+    def kept_id(self) -> str:
+        """What a later job has to name to finish what this one, or this variant, keeps."""
+        bucket = self._bucket()
+        folder = bucket.folder if bucket else folder_of(self.job_id)
+        return folder_of(f"{folder}-{self.variant}") if self.variant else folder
+
+    def latents(self, kept_id: str) -> LatentsStore:
+        """Return where latents called `kept_id` are kept: the bucket, else this machine."""
+        if bucket := self._bucket():
+            return BucketLatents(bucket, kept_id)
+        return LocalLatents(self.limits, kept_id)
 
     def require_possible(self, output: Output, scope: JobScope) -> None:
         """Find out what can be known of the place before anything is computed.
@@ -138,9 +153,9 @@ class Delivery:
         each = f" for each of {self.shares} variants" if self.shares > 1 else ""
         raise AnswerTooLarge(
             f"{what} {payload_bytes} bytes; inline, the platform takes about {room}{each}. "
-            "Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, or ask "
-            "for output.texture_format 'webp', output.compression 'draco', fewer finishes, a smaller "
-            f"texture_size, or a decimation_target well below {faces}",
+            "Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, "
+            "or ask for output.texture_format 'webp', output.compression 'draco', fewer finishes, "
+            f"a smaller texture_size, or a decimation_target well below {faces}",
             field="output.delivery",
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from trellis_runtime import __version__
 from trellis_runtime.assets.decoder import DECODER
@@ -28,6 +28,7 @@ from trellis_runtime.contract.answer import (
     Degradation,
     FinishedFile,
     GenerationResult,
+    Kept,
     Overlap,
     SkippedRung,
     TextureReport,
@@ -46,7 +47,7 @@ from trellis_runtime.contract.files import (
 )
 from trellis_runtime.contract.request import Compression, GenerationRequest, TextureFormat
 from trellis_runtime.contract.scope import JobScope
-from trellis_runtime.contract.stages import Stage
+from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.storage import Store, VariantStore
@@ -55,12 +56,20 @@ from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
 from trellis_runtime.worker.finishes import Finished, require_writable
 from trellis_runtime.worker.fitting import fit, may_compress
+from trellis_runtime.worker.latents import keep, open_kept, read, require_keepable
 from trellis_runtime.worker.making import Given, Made, Maker
 from trellis_runtime.worker.recipe import recipe
 from trellis_runtime.worker.variants import make_variants
 
 Finish = Callable[[Answer], bytes]
 """Turns a result into the JSON that is answered, or refuses it; called before it is stored."""
+
+
+class Discardable(Protocol):
+    """A place that can take back what was put there."""
+
+    def discard(self) -> None:
+        """Remove what was put."""
 
 
 @dataclass(slots=True)
@@ -70,6 +79,9 @@ class _Delivered:
     pictures: dict[str, Artifact]
     files: list[FinishedFile]
     exported: Exported
+    kept: Kept | None
+    stores: list[Discardable]
+    """All that a job which fails later has to take back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +104,17 @@ class Pipeline:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
         require_measured(request, self.engine)
         require_writable(request.output)
+        require_keepable(request, delivery)
         delivery.require_possible(request.output, scope)
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
+        _weigh(request, self.engine, scope)
+        if request.finish_of is not None:
+            return self._finished(request, request.finish_of, delivery, scope, finish)
         seeds = request.seeds_from(seed)
         scope.variants = delivery.shares = len(seeds)
         _require_room(request, delivery)
-        scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
         with scope.stage(Stage.IMAGE):
             image, sha256 = load_image(request, self.image_limits, self.fetch_limits, scope)
         maker = Maker(self.engine, Given(request, image, sha256), scope)
@@ -107,13 +122,31 @@ class Pipeline:
             return self._several(maker, seeds, delivery, finish)
         return self._one(maker, maker.accepted(seed), delivery, finish)
 
+    def _finished(
+        self,
+        request: GenerationRequest,
+        kept_id: str,
+        delivery: Delivery,
+        scope: JobScope,
+        finish: Finish,
+    ) -> Answer:
+        """Return the answer of a job that makes new files of what an earlier one sampled."""
+        with scope.stage(Stage.LATENTS):
+            opened = open_kept(request, kept_id, self.engine.info(), delivery, scope)
+            _require_room(opened.request, delivery)
+            latents = read(opened, scope)
+        facts = opened.facts
+        maker = Maker(self.engine, Given(opened.request, None, facts.input_sha256), scope)
+        made = maker.resumed(latents, facts.seed, facts.rungs)
+        return self._one(maker, made, delivery, finish)
+
     def _one(self, maker: Maker, made: Made, delivery: Delivery, finish: Finish) -> Answer:
         """Return the answer of a job that made one model, all of it delivered."""
         scope = maker.scope
         delivered = self._delivered(made, maker.given, delivery, scope)
-        with discard_on_error([delivered.store]):
+        with discard_on_error(delivered.stores):
             told = self._told(made, delivered, scope) | self._of_job(scope)
-            result = GenerationResult(**told)
+            result = GenerationResult(**told, finish_of=maker.given.request.finish_of)
             encoded = finish(result)
             if delivered.model.base64 is None:
                 delivered.store.put(ANSWER.name, encoded, ANSWER.content_type, scope)
@@ -124,13 +157,13 @@ class Pipeline:
         self, maker: Maker, seeds: tuple[int, ...], delivery: Delivery, finish: Finish
     ) -> Answer:
         """Return the answer of a job with variants, each delivered as soon as it is made."""
-        scope, stores, kept = maker.scope, list[Store](), list[Store]()
+        scope, stores, lasting = maker.scope, list[Discardable](), list[Store]()
 
         def deliver(name: str, made: Made, own: Given) -> Variant:
             delivered = self._delivered(made, own, delivery.of_variant(name), scope)
-            stores.append(delivered.store)
+            stores.extend(delivered.stores)
             if delivered.model.base64 is None:
-                kept.append(delivered.store)
+                lasting.append(delivered.store)
             told = self._told(made, delivered, scope)
             files = [_named_in(name, file) for file in delivered.files]
             return Variant(**told | {"name": name, "files": files})
@@ -140,7 +173,7 @@ class Pipeline:
             timings = _rounded(scope.timings)
             result = VariantsResult(variants=variants, timings=timings, **self._of_job(scope))
             encoded = finish(result)
-            for store in kept[:1]:
+            for store in lasting[:1]:
                 whole = store.whole if isinstance(store, VariantStore) else store
                 whole.put(ANSWER.name, encoded, ANSWER.content_type, scope)
             scope.check()
@@ -149,23 +182,46 @@ class Pipeline:
     def _delivered(
         self, made: Made, given: Given, delivery: Delivery, scope: JobScope
     ) -> _Delivered:
-        """Write a model, its pictures and finishes, and store them all."""
-        output = given.request.output
-        with scope.stage(Stage.EXPORT):
-            exported = self._exported(made, given)
-        pictures: list[Picture] = []
-        if output.preview or output.turntable or output.cutout:
-            with scope.stage(Stage.PREVIEW):
-                pictures = draw_pictures(exported.glb.content, made.cutout, output, scope)
-        with scope.stage(Stage.STORE):
-            others = [picture.data for picture in pictures]
-            others += [finished.data for finished in made.finished if finished.data is not None]
-            room = delivery.room_for_auto(output, sum(len(data) for data in others))
-            again = partial(self._exported, made, given)
-            exported, made.warnings = fit(exported, room, output, again)
-            size = len(exported.data) + sum(len(data) for data in others)
-            store = delivery.store_for(output, size)
-            return self._stored(exported, pictures, made.finished, store, scope)
+        """Write a model, its pictures and finishes, and store them all, the latents first."""
+        output, stores = given.request.output, list[Discardable]()
+        with discard_on_error(stores):
+            with scope.stage(Stage.EXPORT):
+                exported = self._exported(made, given)
+            pictures: list[Picture] = []
+            if output.preview or output.turntable or output.cutout:
+                with scope.stage(Stage.PREVIEW):
+                    pictures = draw_pictures(exported.glb.content, made.cutout, output, scope)
+            kept = self._kept(made, given, delivery, stores, scope)
+            with scope.stage(Stage.STORE):
+                others = [picture.data for picture in pictures]
+                others += [file.data for file in made.finished if file.data is not None]
+                room = delivery.room_for_auto(output, sum(len(data) for data in others))
+                again = partial(self._exported, made, given)
+                exported, made.warnings = fit(exported, room, output, again)
+                size = len(exported.data) + sum(len(data) for data in others)
+                store = delivery.store_for(output, size)
+                stores.append(store)
+                model, shown, files = _stored(exported.data, pictures, made.finished, store, scope)
+        return _Delivered(store, model, shown, files, exported, kept, stores)
+
+    def _kept(
+        self,
+        made: Made,
+        given: Given,
+        delivery: Delivery,
+        stores: list[Discardable],
+        scope: JobScope,
+    ) -> Kept | None:
+        """Keep what was sampled, where that is asked."""
+        if made.latents is None:
+            return None
+        with scope.stage(Stage.LATENTS):
+            store = delivery.latents(delivery.kept_id)
+            stores.append(store)
+            info = self.engine.info()
+            kept = keep(made, made.latents, given, info, delivery, store, scope)
+            made.latents = None
+            return kept
 
     def _exported(
         self,
@@ -183,28 +239,6 @@ class Pipeline:
         form = {"texture_format": texture_format, "compression": compression}
         extras["request"]["output"] |= form  # as this file has it, whatever was asked
         return export(made.asset, texture_format, extras, compression, placement)
-
-    @staticmethod
-    def _stored(
-        exported: Exported,
-        pictures: list[Picture],
-        finishes: list[Finished],
-        store: Store,
-        scope: JobScope,
-    ) -> _Delivered:
-        """Store the pictures, the finishes, then the model: in place, it says that all is there."""
-        shown, files = {}, []
-        with discard_on_error([store]):
-            for picture in pictures:
-                file = picture.file
-                shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
-                scope.check()
-            for finished in finishes:
-                files.append(finished.stored(store, scope))
-                scope.check()
-            model = store.put(MODEL.name, exported.data, MODEL.content_type, scope)
-            scope.check()
-        return _Delivered(store, model, shown, files, exported)
 
     def _told(self, made: Made, delivered: _Delivered, scope: JobScope) -> dict[str, Any]:
         """Return what the answer tells of one model."""
@@ -236,6 +270,7 @@ class Pipeline:
             rejected_seeds=made.rejected,
             timings=_rounded(scope.timings),
             vram=made.vram,
+            kept=delivered.kept,
         )
 
     def _of_job(self, scope: JobScope) -> dict[str, Any]:
@@ -249,6 +284,16 @@ class Pipeline:
         )
 
 
+def _weigh(request: GenerationRequest, engine: Engine, scope: JobScope) -> None:
+    """Give the stages of a job their shares of its progress, none to those that it does not run."""
+    scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
+    if request.keep is not None or request.finish_of is not None:
+        scope.weights[Stage.LATENTS] = 2
+    if request.finish_of is not None:
+        sampled = ENGINE_STAGES[: ENGINE_STAGES.index(engine.resumes_at)]
+        scope.weights |= dict.fromkeys((Stage.IMAGE, *sampled), 0.0)
+
+
 def _named_in(variant: str, file: FinishedFile) -> FinishedFile:
     return file.model_copy(update={"file_name": in_variant(variant, file.file_name)})
 
@@ -257,6 +302,27 @@ def _require_room(request: GenerationRequest, delivery: Delivery) -> None:
     """Raise `AnswerTooLarge` where what is asked is known to be too large for the answer."""
     if not may_compress(request.output):  # else its size is not known by what was asked
         delivery.require_fits(request)
+
+
+def _stored(
+    glb: bytes,
+    pictures: list[Picture],
+    finishes: list[Finished],
+    store: Store,
+    scope: JobScope,
+) -> tuple[Artifact, dict[str, Artifact], list[FinishedFile]]:
+    """Store the pictures, the finishes, then the model: in place, it says that all is there."""
+    shown, files = {}, []
+    for picture in pictures:
+        file = picture.file
+        shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
+        scope.check()
+    for finished in finishes:
+        files.append(finished.stored(store, scope))
+        scope.check()
+    model = store.put(MODEL.name, glb, MODEL.content_type, scope)
+    scope.check()
+    return model, shown, files
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -280,7 +346,7 @@ def require_measured(request: GenerationRequest, engine: Engine) -> None:
 
 
 @contextmanager
-def discard_on_error(stores: list[Store]) -> Iterator[None]:
+def discard_on_error(stores: list[Discardable]) -> Iterator[None]:
     """Leave nothing of a job behind that was stopped, or whose answer cannot be given.
 
     `stores` may grow while the context lasts.
