@@ -21,7 +21,7 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
         for name, array in arrays.items():
             member = io.BytesIO()
-            npy.write_array(member, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
+            npy.write_array(member, np.asarray(array, order="C"), (1, 0), allow_pickle=False)
             file.writestr(zipfile.ZipInfo(name + _SUFFIX), member.getvalue())
     return buffer.getvalue()
 
