@@ -71,6 +71,8 @@ def _type(part: dict[str, Any]) -> str:
     """Return a field's type and range in words."""
     if "anyOf" in part and "type" not in part:
         return _type(next(option for option in part["anyOf"] if option.get("type") != "null"))
+    if "const" in part:
+        return f"`{json.dumps(part['const'])}`"
     if "enum" in part:
         return ", ".join(f"`{json.dumps(value)}`" for value in part["enum"])
     return _WORDS.get(part["type"], _number)(part)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from builder import api_page
-from trellis_runtime.contract.answer import result_schema
+from trellis_runtime.contract.answer import result_schema, variants_schema
 from trellis_runtime.contract.reports import error_schema, health_schema
 from trellis_runtime.contract.request import request_schema
 from trellis_runtime.server import create_app
@@ -37,6 +37,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {
         "request": request_schema(),
         "answer": result_schema(),
+        "variants": variants_schema(),
         "error": error_schema(),
         "health": health_schema(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trellis_runtime.contract.engine import Asset, CutOut, Generation
+from trellis_runtime.contract.engine import Asset, CutOut, Generation, Latents
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
@@ -19,6 +19,12 @@ class WithinGeneration:
 
     def need(self, stage: Stage, plan: Plan) -> int | None:
         return self._inner.need(stage, plan)
+
+    def reseed(self, seed: int) -> None:
+        self._inner.reseed(seed)
+
+    def latents(self) -> Latents:
+        return self._inner.latents()
 
     def cutout(self) -> CutOut:
         return self._inner.cutout()

@@ -212,6 +212,34 @@ class StorageFailed(WorkerError):
     """The HTTP status that refused it, 0 where nothing was answered."""
 
 
+class LatentsGone(WorkerError):
+    """Nothing is kept of the job that `finish_of` names, where this worker looks."""
+
+    code, fault, retryable, status = "latents_gone", Fault.CALLER, False, 404
+    remedy = "Look at the id (`kept.id`); send the same s3Config; or sample again with `keep`."
+
+
+class LatentsExpired(WorkerError):
+    """What was kept of that job is over its time."""
+
+    code, fault, retryable, status = "latents_expired", Fault.CALLER, False, 410
+    remedy = "Sample again with `keep`; whoever runs the worker can raise `TRELLIS2_KEEP_HOURS`."
+
+
+class LatentsForeign(WorkerError):
+    """What was kept is of another engine, or of other versions, than this worker's."""
+
+    code, fault, retryable, status = "latents_foreign", Fault.CALLER, False, 409
+    remedy = "Sample again with `keep`; the message says what differs."
+
+
+class LatentsDamaged(WorkerError):
+    """What was kept is not as it was written, by its checksum or its contents."""
+
+    code, fault, retryable, status = "latents_damaged", Fault.OUTSIDE, False, 422
+    remedy = "Sample again with `keep`."
+
+
 class AnswerTooLarge(WorkerError):
     """The result is, or by what was asked will be, larger than an inline answer may be."""
 

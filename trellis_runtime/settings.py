@@ -125,6 +125,22 @@ class DeliverySettings(_Slice):
         description="Largest answer, in bytes of JSON, that the platform takes; an inline GLB "
         "has about three quarters of it.",
     )
+    keep_hours: float = Field(
+        24.0,
+        ge=0,
+        le=8760,
+        description="Hours for which latents are kept where a job asks for it (keep); 0: such "
+        "jobs are refused.",
+    )
+    keep_disk_gb: float = Field(
+        2.0,
+        ge=0,
+        description="GiB of OUTPUT_DIR/latents where there is no bucket; the oldest go first.",
+    )
+
+    @property
+    def keep_disk_bytes(self) -> int:
+        return int(self.keep_disk_gb * GIB)
 
 
 class Bucket(_Slice):
@@ -367,6 +383,8 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "TRELLIS2_SHUTDOWN_GRACE_S": ("jobs", "grace_s"),
     "TRELLIS2_OUTPUT_DIR": ("delivery", "output_dir"),
     "TRELLIS2_MAX_ANSWER_BYTES": ("delivery", "max_answer_bytes"),
+    "TRELLIS2_KEEP_HOURS": ("delivery", "keep_hours"),
+    "TRELLIS2_KEEP_DISK_GB": ("delivery", "keep_disk_gb"),
     "BUCKET_ENDPOINT_URL": ("bucket", "endpoint_url"),
     "BUCKET_ACCESS_KEY_ID": ("bucket", "access_key_id"),
     "BUCKET_SECRET_ACCESS_KEY": ("bucket", "secret_access_key"),

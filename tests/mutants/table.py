@@ -23,6 +23,7 @@ class Mutant:
 _LADDER = "trellis_runtime/contract/ladder.py"
 _SCOPE = "trellis_runtime/contract/scope.py"
 _PIPELINE = "trellis_runtime/worker/pipeline.py"
+_MAKING = "trellis_runtime/worker/making.py"
 _WORKER = "trellis_runtime/worker/worker.py"
 _ADMISSION = "trellis_runtime/worker/admission.py"
 _FETCH = "trellis_runtime/delivery/fetch.py"
@@ -64,7 +65,7 @@ _CORE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "only the failed stage is repeated",
-        _PIPELINE,
+        _MAKING,
         "return earliest_restart(rungs, stage)",
         "return ENGINE_STAGES[0]",
         ("tests/test_ladder.py::test_only_the_struck_stage_is_repeated",),
@@ -92,23 +93,23 @@ _CORE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the engine gives memory back before the next attempt",
-        _PIPELINE,
+        _MAKING,
         "        generation.reclaim()\n",
         "",
         ("tests/test_wiring.py::test_memory_is_reclaimed_between_attempts",),
     ),
     Mutant(
         "the traceback of an out-of-memory error holds no arrays",
-        _PIPELINE,
+        _MAKING,
         "err.__traceback__ = None",
         "kept = err  # noqa: F841",
         ("tests/test_wiring.py::test_nothing_holds_the_arrays_of_a_failed_stage",),
     ),
     Mutant(
         "a generation is closed however it ends",
-        _PIPELINE,
-        "            generation.close()",
-        "            pass",
+        _MAKING,
+        "generation.cutout())\n        finally:\n            generation.close()",
+        "generation.cutout())\n        finally:\n            pass",
         ("tests/test_wiring.py::test_a_generation_is_closed_however_it_ends",),
     ),
     # --- the job boundary ---
@@ -514,7 +515,7 @@ _GPU_ENGINE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a model's latent that is not finite is refused",
-        _ENGINE_FILE,
+        "trellis_runtime/engines/trellis2/latents.py",
         '    require_finite(f"the {name} latent", rows.feats)',
         '    require_finite(f"the {name} latent", rows.feats[:0])',
         (_JOINTS + "test_values_that_are_not_finite_are_refused",),
@@ -909,7 +910,7 @@ _DELIVERY: tuple[Mutant, ...] = (
     Mutant(
         "an earlier result is answered only where it is whole",
         _EARLIER,
-        "        if not store.holds(artifact, file.name, scope):",
+        "        if not store.holds(artifact, name, scope):",
         "        if False:",
         (_TRUTH + "test_an_earlier_result_that_is_not_whole_is_computed_again",),
     ),
@@ -1096,7 +1097,7 @@ _BAKE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a job that insists on a check is not given an asset that fails it",
-        _PIPELINE,
+        _MAKING,
         "            if report is None or not failed:",
         "            if report is None or True:",
         ("tests/test_quality_retries.py::test_without_a_seed_left_the_job_fails_in_words",),
@@ -1119,15 +1120,15 @@ _FORMATS: tuple[Mutant, ...] = (
     Mutant(
         "a finish that fails does not take the others with it",
         "trellis_runtime/worker/finishes.py",
-        "            if isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker:",
-        "            if True:",
+        "    return isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker",
+        "    return True",
         (f"{_FIN}test_a_finish_that_fails_leaves_the_others_alone",),
     ),
     Mutant(
         "an engine that cannot be trusted ends the job, in a finish too",
         "trellis_runtime/worker/finishes.py",
-        "            if isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker:",
-        "            if isinstance(err, JobCancelled | DeadlineExceeded):",
+        "    return isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker",
+        "    return isinstance(err, JobCancelled | DeadlineExceeded)",
         (f"{_FIN}test_an_engine_that_cannot_be_trusted_ends_the_job",),
     ),
     Mutant(
@@ -1224,8 +1225,8 @@ _FORMATS: tuple[Mutant, ...] = (
     Mutant(
         "no address goes into a file's recipe",
         "trellis_runtime/worker/recipe.py",
-        '"output": {"upload_url": True}',
-        '"output": set()',
+        '"output": {"upload_url": True, "upload_headers": True},',
+        "",
         (f"{_FIN}test_addresses_with_signatures_are_not_in_the_recipe",),
     ),
     Mutant(
@@ -1785,6 +1786,132 @@ _IMAGE: tuple[Mutant, ...] = (
 )
 
 
+_VAR, _LAT = "tests/test_variants.py::", "tests/test_latents.py::"
+_KEPT: tuple[Mutant, ...] = (
+    Mutant(
+        "the picture of several seeds is conditioned once",
+        _MAKING,
+        "        self._run(own, ENGINE_STAGES[1:])",
+        "        self._run(own, ENGINE_STAGES)",
+        (f"{_VAR}test_the_picture_is_prepared_once_and_each_variant_is_as_a_job_of_its_own",),
+    ),
+    Mutant(
+        "a variant is sampled from its own seed",
+        _MAKING,
+        "        begun.generation.reseed(seed)\n",
+        "",
+        (f"{_VAR}test_the_picture_is_prepared_once_and_each_variant_is_as_a_job_of_its_own",),
+    ),
+    Mutant(
+        "a variant that fails leaves the others",
+        "trellis_runtime/worker/variants.py",
+        "                    if ends_the_job(err):",
+        "                    if True:",
+        (f"{_VAR}test_a_variant_that_fails_leaves_the_others_alone",),
+    ),
+    Mutant(
+        "a strict check holds for each variant",
+        _MAKING,
+        "        return self._strictly(self._made(own, begun.generation.cutout()))",
+        "        return self._made(own, begun.generation.cutout())",
+        (f"{_VAR}test_a_strict_check_holds_for_each_variant",),
+    ),
+    Mutant(
+        "one variant's way down the ladder is not the next one's",
+        _LADDER,
+        "plan, [*self.taken], {**self.reasons})",
+        "plan, self.taken, {**self.reasons})",
+        (f"{_VAR}test_each_variant_goes_down_the_ladder_on_its_own",),
+    ),
+    Mutant(
+        "variants that were delivered are taken back with their job",
+        _PIPELINE,
+        "            stores.extend(delivered.stores)\n",
+        "",
+        (f"{_VAR}test_what_ends_a_job_ends_its_variants_and_nothing_is_left",),
+    ),
+    Mutant(
+        "an inline answer is shared by its variants",
+        "trellis_runtime/delivery/choose.py",
+        "self.limits.max_answer_bytes / self.shares",
+        "self.limits.max_answer_bytes",
+        (f"{_VAR}test_variants_that_are_too_large_are_refused_before_anything_is_computed",),
+    ),
+    Mutant(
+        "progress of variants never goes back",
+        _SCOPE,
+        "            self.progress(self._stage, done / self.variants)",
+        "            self.progress(self._stage, done)",
+        (f"{_VAR}test_progress_says_which_variant_and_never_goes_back",),
+    ),
+    Mutant(
+        "latents are finished only as they were written",
+        "trellis_runtime/worker/latents.py",
+        "    if hashlib.sha256(found.data).hexdigest() != opened.facts.sha256:",
+        "    if False:",
+        (f"{_LAT}test_what_is_gone_expired_foreign_or_damaged_is_told_apart",),
+    ),
+    Mutant(
+        "latents of other versions are refused",
+        "trellis_runtime/worker/latents.py",
+        "    if theirs == ours:",
+        "    if True:",
+        (f"{_LAT}test_what_is_gone_expired_foreign_or_damaged_is_told_apart",),
+    ),
+    Mutant(
+        "the bucket's own end of an object is obeyed",
+        "trellis_runtime/worker/latents.py",
+        "        ends = ends if found.expires is None else min(ends, found.expires)\n",
+        "",
+        (f"{_LAT}test_the_buckets_own_end_of_an_object_is_obeyed",),
+    ),
+    Mutant(
+        "an array's header is not believed",
+        "trellis_runtime/assets/arrays.py",
+        "or count * kind.itemsize != len(member) - start",
+        "",
+        (f"{_LAT}test_a_header_that_claims_more_than_there_is_takes_no_memory",),
+    ),
+    Mutant(
+        "kept heights are looked at before the bake",
+        "trellis_runtime/engines/embedded/decoded.py",
+        "        if not all(((h >= 0) & (h <= _HIGHEST)).all() for h in heights):",
+        "        if False:",
+        (f"{_LAT}test_arrays_that_are_not_the_engines_own_are_refused_before_the_bake",),
+    ),
+    Mutant(
+        "kept cells are looked at before a kernel gets them",
+        "trellis_runtime/engines/trellis2/latents.py",
+        "    if not inside or",
+        "    if",
+        (
+            "tests/test_joints_latents.py::test_latents_that_are_not_the_engines_own_reach_no_kernel",
+        ),
+    ),
+    Mutant(
+        "what was sampled is changed by no rung",
+        _LADDER,
+        "        if at is None or ENGINE_STAGES.index(at) >= ENGINE_STAGES.index(first):",
+        "        if True:",
+        (f"{_LAT}test_what_was_sampled_is_given_up_by_no_rung",),
+    ),
+    Mutant(
+        "latents on this machine are bounded",
+        "trellis_runtime/delivery/latents.py",
+        "        if lying + size > room or now",
+        "        if now",
+        (f"{_LAT}test_what_is_over_its_time_is_swept_and_the_oldest_go_where_room_is_short",),
+    ),
+    Mutant(
+        "a job that fails later takes its latents back",
+        _PIPELINE,
+        "            store = delivery.latents(delivery.kept_id)\n            stores.append(store)\n",
+        "            store = delivery.latents(delivery.kept_id)\n",
+        (f"{_LAT}test_a_job_that_fails_after_keeping_leaves_nothing",),
+    ),
+)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     _CORE
     + _GPU_ENGINE
@@ -1796,5 +1923,6 @@ MUTANTS: tuple[Mutant, ...] = (
     + _CONTRACT
     + _IMAGE
     + _FORMATS
+    + _KEPT
     + _ATTACKED
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from trellis_runtime.contract.files import FileFormat
 from trellis_runtime.contract.levels import LOWEST_LEVEL
@@ -158,10 +158,21 @@ class FinishedFile(WireModel):
     )
 
 
-class GenerationResult(WireModel):
-    """The answer to a job that succeeded."""
+class Kept(WireModel):
+    """What was kept of a job for a later one with finish_of."""
 
-    job_id: str
+    id: str = Field(description="What finish_of has to name.")
+    place: Literal["bucket", "folder"] = Field(
+        description="folder: this worker's own disk, so another worker does not find it."
+    )
+    bytes: int = Field(ge=0)
+    sha256: str
+    expires_at: str = Field(description="ISO 8601, UTC; it may go earlier with its place.")
+
+
+class _Model(WireModel):
+    """What is told of one model that was made."""
+
     glb_url: str | None
     artifact: Artifact
     preview: Artifact | None
@@ -178,8 +189,6 @@ class GenerationResult(WireModel):
         default_factory=list,
         description="One entry for each of output.finishes, lods and hulls, in this order.",
     )
-    engine: EngineInfo
-    worker_version: str
     seed: int
     oom_quality_degradation_level: int
     degradation: Degradation
@@ -192,13 +201,64 @@ class GenerationResult(WireModel):
         [], description="Seeds tried before this one, and the checks that their assets failed."
     )
     timings: dict[str, float]
+    vram: Vram | None
+    kept: Kept | None = Field(None, description="With keep; null without.")
+
+
+class _Job(WireModel):
+    """What is told of a job, whatever it made."""
+
+    job_id: str
+    engine: EngineInfo
+    worker_version: str
     overlap: Overlap | None = Field(
         None, description="null: nothing ran side by side, so timings say all."
     )
-    vram: Vram | None
     init: dict[str, float]
+
+
+class GenerationResult(_Model, _Job):
+    """The answer to a job that succeeded."""
+
+    finish_of: str | None = Field(
+        None, description="The job whose latents were finished; null where a picture was sampled."
+    )
+
+
+class Variant(_Model):
+    """One variant of a job with variants or seeds: as a plain job with its seed is answered."""
+
+    name: str = Field(description="v0, v1, ...: its files are NAME-model.glb and so on.")
+    error: None = None
+
+
+class FailedVariant(WireModel):
+    """A variant that was not made; the others are not touched by it."""
+
+    name: str
+    seed: int
+    error: FinishError
+
+
+class VariantsResult(_Job):
+    """The answer to a job with variants or seeds of which at least one was made."""
+
+    variants: list[Variant | FailedVariant] = Field(
+        description="One entry for each seed, in their order; `error` is null where it was made."
+    )
+    timings: dict[str, float] = Field(description="Of the whole job, the variants' own included.")
+
+
+Answer = GenerationResult | VariantsResult
+ANSWERS: TypeAdapter[GenerationResult | VariantsResult] = TypeAdapter(Answer)
+"""Reads an answer's JSON."""
 
 
 def result_schema() -> dict[str, Any]:
     """Return the JSON Schema of a successful answer."""
     return GenerationResult.model_json_schema(mode="serialization")
+
+
+def variants_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a successful answer to a job with variants or seeds."""
+    return VariantsResult.model_json_schema(mode="serialization")

@@ -2,15 +2,16 @@
 
 The lifecycle: `load` once, then for each job `begin` -> `run` each stage of `ENGINE_STAGES` in
 order (a stage may be run again, leaner, from the products of those before it) -> `asset` ->
-`close`. Products between stages stay inside the `Generation`, in host memory, so that nothing above
-knows tensors. Out of memory is always `OutOfVram`; a state that cannot be trusted is `EngineFault`.
+`close`. `reseed` goes back behind the first stage; `resume` begins at a late one, from `latents`.
+Products between stages stay inside the `Generation`, in host memory, so that nothing above knows
+tensors. Out of memory is always `OutOfVram`; a state that cannot be trusted is `EngineFault`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from trellis_runtime.contract.stages import Stage
 from trellis_runtime.errors import EngineFault
 
 T = TypeVar("T")
+
+Arrays = Mapping[str, NDArray[Any]]
 
 Rgba = NDArray[np.uint8]
 """An upright picture: (height, width, 4), sRGB, straight alpha."""
@@ -110,6 +113,18 @@ class Asset:
         return 0 if self.base_color is None else int(self.base_color.shape[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """What an engine needs to go on with a job that was sampled, in another job or process.
+
+    arrays   by name, on the host
+    facts    numbers beside them
+    """
+
+    arrays: Arrays
+    facts: Mapping[str, int]
+
+
 def require_product(product: T | None) -> T:
     """Return a stage's product; raises `EngineFault` where that stage has not run."""
     if product is None:
@@ -131,6 +146,12 @@ class Generation(Protocol):
 
     def reclaim(self) -> None:
         """After an out-of-memory error, give back all that the next attempt can do without."""
+
+    def reseed(self, seed: int) -> None:
+        """Drop all but what `Stage.CONDITION` left; the stages behind it then run for `seed`."""
+
+    def latents(self) -> Latents:
+        """Return what `Engine.resume` needs; known once the last stage has run."""
 
     def cutout(self) -> CutOut:
         """Return what of the picture is modelled; known once `Stage.CONDITION` has run."""
@@ -176,6 +197,16 @@ class Engine(Protocol):
 
     def begin(self, image: Rgba, plan: Plan) -> Generation:
         """Start a job on `image`."""
+
+    @property
+    def resumes_at(self) -> Stage:
+        """The first stage that a resumed generation runs."""
+
+    def resume(self, latents: Latents, plan: Plan) -> Generation:
+        """Go on with what was sampled under `plan`, at `resumes_at`, without a picture.
+
+        Raises `LatentsDamaged` where `latents` are not what this engine leaves.
+        """
 
     def wants_offload(self, plan: Plan) -> bool:
         """Whether the free memory is known to be too little for `plan` with all resident."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 FileFormat = Literal["glb", "usdz", "obj", "ply", "stl", "3mf", "hulls"]
@@ -103,8 +103,29 @@ def finished_file(name: str, form: FileFormat) -> ResultFile:
     return ResultFile("", f"{name}.{facts.suffix}", facts.content_type)
 
 
+_OF_VARIANT = re.compile(r"v[0-7]-(.+)")
+
+
+def variant_name(number: int) -> str:
+    """Return what variant `number` (from 0) is called in the answer."""
+    return f"v{number}"
+
+
+def in_variant(variant: str, file_name: str) -> str:
+    """Return the name, in its job's folder, of a variant's file."""
+    return f"{variant}-{file_name}"
+
+
 def file_called(file_name: str) -> ResultFile | None:
     """Return the file that a job can leave under `file_name`, None where it leaves none."""
+    found = _called(file_name)
+    of_variant = _OF_VARIANT.fullmatch(file_name)
+    if found is None and of_variant is not None and of_variant[1] != ANSWER.name:
+        found = _called(of_variant[1])
+    return found and replace(found, name=file_name)
+
+
+def _called(file_name: str) -> ResultFile | None:
     if known := RESULT_FILES.get(file_name):
         return known
     stem, _, suffix = file_name.rpartition(".")
@@ -120,3 +141,7 @@ def files_told(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in reversed(ARTIFACTS):  # a model in place says that all is there
         if answer.get(file.field):
             yield file.name, answer[file.field]
+    for variant in answer.get("variants") or []:
+        named = {told["file_name"] for told in variant.get("files") or []}
+        for name, artifact in files_told(variant):
+            yield name if name in named else in_variant(variant["name"], name), artifact

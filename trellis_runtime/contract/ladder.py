@@ -283,6 +283,8 @@ class LadderState:
     plan: Plan
     taken: list[Rung]
     reasons: dict[str, str]
+    first_stage: Stage = ENGINE_STAGES[0]
+    """What stages before it made stays as it is: no rung that changes it is taken."""
 
     @classmethod
     def begin(cls, requested: Plan, max_level: int, *, offload: bool = False) -> LadderState:
@@ -292,6 +294,27 @@ class LadderState:
             descent._take([RUNGS[1]])
         return descent
 
+    @classmethod
+    def resumed(
+        cls, requested: Plan, max_level: int, held: Iterable[str], first_stage: Stage, *,
+        offload: bool,
+    ) -> LadderState:  # fmt: skip
+        """Start where a sampling that took the rungs called `held` is gone on with."""
+        descent = cls.begin(requested, max_level, offload=offload)
+        descent._take([rung for rung in RUNGS if rung.name in held])
+        descent.first_stage = first_stage
+        return descent
+
+    def for_seed(self, seed: int) -> LadderState:
+        """Return the same way down so far, for another seed of the same request."""
+        requested, plan = replace(self.requested, seed=seed), replace(self.plan, seed=seed)
+        return LadderState(requested, self.max_level, plan, [*self.taken], {**self.reasons})
+
+    @property
+    def sampled_with(self) -> list[str]:
+        """The names of the rungs taken that changed what was sampled."""
+        return [rung.name for rung in self.taken if rung.restarts_at is not None]
+
     def again(self, requested: Plan) -> LadderState:
         """Return the way down for another bake of what this one sampled.
 
@@ -299,7 +322,9 @@ class LadderState:
         bake alone are taken anew where the other does not fit either.
         """
         held = [rung for rung in self.taken[1:] if rung.lossless or rung.restarts_at is not None]
-        descent = LadderState(requested, self.max_level, requested, [RUNGS[0]], {})
+        descent = LadderState(
+            requested, self.max_level, requested, [RUNGS[0]], {}, self.first_stage
+        )
         descent._take(held)
         return descent
 
@@ -330,7 +355,8 @@ class LadderState:
             if rung in self.taken:
                 continue
             lower = rung.apply(plan)
-            if reason := _useless(rung, plan, lower, failed_stage):
+            reason = self._is_settled(rung) or _useless(rung, plan, lower, failed_stage)
+            if reason:
                 self.reasons.setdefault(rung.name, reason)
             else:
                 plan, useful = lower, [*useful, rung]
@@ -339,6 +365,13 @@ class LadderState:
             chosen = self._mildest_fitting(useful, failed_stage, shortage)
         self._take(chosen)
         return chosen
+
+    def _is_settled(self, rung: Rung) -> str | None:
+        """Return why `rung` cannot be taken any more, None where it can."""
+        at, first = rung.restarts_at, self.first_stage
+        if at is None or ENGINE_STAGES.index(at) >= ENGINE_STAGES.index(first):
+            return None
+        return "what was sampled is kept as it is"
 
     def _mildest_fitting(
         self, useful: list[Rung], failed_stage: Stage, shortage: Shortage

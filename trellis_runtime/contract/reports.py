@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from trellis_runtime.contract.answer import Attempt, EngineInfo
+from trellis_runtime.contract.answer import Attempt, EngineInfo, FailedVariant
 from trellis_runtime.contract.wire import WireModel
 from trellis_runtime.errors import WorkerError
 
@@ -71,6 +71,9 @@ class Failure(WireModel):
     field: str | None = Field(description="The part of the request that is at fault, dotted.")
     attempts: list[Attempt] | None = Field(
         None, description="With out_of_vram alone: every stage that ran out of memory."
+    )
+    variants: list[FailedVariant] | None = Field(
+        None, description="With variants or seeds of which none was made: why, one by one."
     )
     refresh_worker: bool = Field(
         False, description="Present and true when this worker must be replaced."

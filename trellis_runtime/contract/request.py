@@ -37,6 +37,7 @@ DetailMap = Literal["normal", "occlusion"]
 MOST_FINISHES = 8
 MOST_HULLS = 64
 USUAL_HULLS = 16
+MOST_VARIANTS = 8
 
 
 _LONGEST_URL = 8192
@@ -484,16 +485,60 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _only(given: str, other: str) -> dict[str, Any]:
-    properties = {given: {"type": "string"}, other: {"type": "null"}}
-    return {"required": [given], "properties": properties}
+_SOURCES = ("image", "image_url", "finish_of")
+
+
+def _only(given: str) -> dict[str, Any]:
+    """Return the schema of a request that names `given` and no other source."""
+    properties = {name: {"type": "null"} for name in _SOURCES}
+    return {"required": [given], "properties": properties | {given: {"type": "string"}}}
+
+
+_IS_SEVERAL: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["variants"], "properties": {"variants": {"type": "integer"}}},
+        {"required": ["seeds"], "properties": {"seeds": {"minItems": 1}}},
+    ]
+}
+_NO_UPLOAD = {
+    "properties": {"upload_url": {"type": "null"}, "upload_headers": {"maxProperties": 0}}
+}
+_SEVERAL_RULES: list[dict[str, Any]] = [
+    {
+        "if": _IS_SEVERAL,
+        "then": {"properties": {"retry_seeds": {"const": 0}, "output": _NO_UPLOAD}},
+    },
+    {
+        "if": {"required": ["seeds"], "properties": {"seeds": {"minItems": 1}}},
+        "then": {"properties": {"seed": {"type": "null"}, "variants": {"type": "null"}}},
+    },
+]
+
+FINISHABLE = frozenset(
+    ("finish_of", "decimation_target", "texture_size", "remesh", "remesh_band", "shell",
+     "min_thickness", "alpha_mode", "strict", "max_degradation_level", "output")
+)  # fmt: skip
+"""What a job that finishes another one's latents may state; all else was settled by that one."""
+
+_SETTLED: dict[str, Any] = {
+    **{name: {"type": "null"} for name in ("seed", "preset", "variants", "keep")},
+    "seeds": {"maxItems": 0},
+    **dict.fromkeys(("resolution", "sampler", "retry_seeds", "background"), False),
+    "output": {"properties": {"cutout": {"const": False}}},
+}
 
 
 class GenerationRequest(RequestModel):
     """One image in, one GLB out."""
 
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": [_only("image", "image_url"), _only("image_url", "image")]}
+        json_schema_extra={
+            "oneOf": [_only(name) for name in _SOURCES],
+            "allOf": [
+                *_SEVERAL_RULES,
+                _needs({"finish_of": {"type": "string"}}, {"properties": _SETTLED}),
+            ],
+        }
     )
 
     image: Annotated[str, Field(json_schema_extra=_image_schema)] | None = Field(
@@ -506,8 +551,37 @@ class GenerationRequest(RequestModel):
         description="The picture: an http or https address of at most 8192 characters. A data URI "
         "is taken as if it were in image.",
     )
+    finish_of: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="Instead of a picture: the id of a job that kept its latents (kept.id in its "
+        "answer). New files are made of them; what is left out is as that job had it, but for "
+        "output.",
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Random when absent; always in the answer."
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], Field(strict=False)] = (
+        Field(
+            (),
+            max_length=MOST_VARIANTS,
+            json_schema_extra={"uniqueItems": True},
+            description="One variant for each of these seeds, at most 8; the answer then has "
+            "variants.",
+        )
+    )
+    variants: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_VARIANTS,
+        description="So many variants, of seed and the seeds behind it; the answer then has "
+        "variants.",
+    )
+    keep: Literal["latents"] | None = Field(
+        None,
+        description="latents: what was sampled is kept for a while, for finish_of; kept in the "
+        "answer says how long.",
     )
     preset: Literal["fast", "balanced", "game_asset"] | None = Field(
         None, description="A set of values; explicit fields win over it."
@@ -575,15 +649,78 @@ class GenerationRequest(RequestModel):
         return data
 
     @model_validator(mode="after")
-    def _one_image(self) -> GenerationRequest:
-        if (self.image is None) == (self.image_url is None):
-            given = "neither was given" if self.image is None else "both were given"
-            raise ValueError(f"exactly one of image and image_url is needed; {given}")
+    def _one_source(self) -> GenerationRequest:
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("exactly one of image and image_url is needed; neither was given")
+        if given == ["image", "image_url"]:
+            raise ValueError("exactly one of image and image_url is needed; both were given")
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} is not used with finish_of, which needs no picture")
         if self.image_url is not None:
             if len(self.image_url) > _LONGEST_URL:
                 raise ValueError(f"image_url has more than {_LONGEST_URL} characters")
             _require_http_url(self.image_url, "image_url")
         return self
+
+    @model_validator(mode="after")
+    def _finishes_what_was_kept(self) -> GenerationRequest:
+        if self.finish_of is None:
+            return self
+        stated = [
+            f for f in self.model_fields_set - FINISHABLE if getattr(self, f) not in (None, ())
+        ]
+        if stated:
+            raise ValueError(
+                f"{min(stated)} is not used with finish_of: it was settled when the latents were "
+                "sampled"
+            )
+        if self.output.cutout:
+            raise ValueError("output.cutout is not used with finish_of: no picture is kept")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_of_variants(self) -> GenerationRequest:
+        if not self.is_several:
+            return self
+        if self.seeds and (self.seed is not None or self.variants is not None):
+            other = "variants" if self.seed is None else "seed"
+            raise ValueError(f"{other} is not used with seeds, which names each variant's own")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds names a seed twice, which makes the same model twice")
+        if self.retry_seeds:
+            raise ValueError(
+                f"retry_seeds is {self.retry_seeds}; with variants it must be 0: each seed is a "
+                "variant of its own"
+            )
+        if self.output.upload_url is not None:
+            raise ValueError("output.upload_url takes one model, not variants; use a bucket")
+        return self
+
+    @property
+    def is_several(self) -> bool:
+        """Whether the answer is one of variants, if only of one."""
+        return self.variants is not None or bool(self.seeds)
+
+    @property
+    def names_its_seeds(self) -> bool:
+        """Whether the same request samples the same again, and so fails in the same way."""
+        return self.seed is not None or bool(self.seeds) or self.finish_of is not None
+
+    def seeds_from(self, first: int) -> tuple[int, ...]:
+        """Return each variant's seed, where `first` is that of a request that lists none."""
+        if self.seeds:
+            return self.seeds
+        return tuple((first + number) % (MAX_SEED + 1) for number in range(self.variants or 1))
+
+    def of_one(self, seed: int) -> GenerationRequest:
+        """Return the request of a job for one variant alone."""
+        return self.model_copy(update={"seed": seed, "seeds": (), "variants": None})
+
+    def finishing(self, first: GenerationRequest) -> GenerationRequest:
+        """Return `first`, whose latents were kept, with all that this request states itself."""
+        stated = {name: getattr(self, name) for name in self.model_fields_set}
+        return first.model_copy(update=stated | {"output": self.output})
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ _WEIGHTS: dict[Stage, float] = {
     Stage.DECODE: 10,
     Stage.BAKE: 20,
     Stage.FINISH: 20,  # for each finish; see `JobScope.weights`
+    Stage.LATENTS: 0,  # 2 where latents are kept or finished
     Stage.EXPORT: 5,
     Stage.PREVIEW: 3,
     Stage.STORE: 2,
@@ -77,7 +78,10 @@ class JobScope:
     """The job's own scope, of one that is `aside`."""
     weights: dict[Stage, float] = field(default_factory=lambda: dict(_WEIGHTS))
     """Each stage's share of the job's progress; finishes are of the job's own number."""
+    variants: int = 1
+    """How many times the stages behind the picture's are run."""
     _part_of_stage: tuple[float, float] = (0.0, 1.0)
+    _variant: int | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _stage: Stage | None = None
     _done: set[Stage] = field(default_factory=set)
@@ -127,6 +131,22 @@ class JobScope:
                 "stage_finished", job_id=self.job_id, stage=stage, seconds=round(seconds, 4)
             )
         self._done.add(stage)
+
+    @contextmanager
+    def variant(self, number: int) -> Iterator[None]:
+        """Time what follows apart, and tell it as variant `number` (from 0) of `variants`.
+
+        The picture is ready by then; `timings` are the variant's own while the context lasts, and
+        have their sum behind it.
+        """
+        whole, self.timings = self.timings, {}
+        self._variant, self._done = number, {Stage.IMAGE, Stage.CONDITION}
+        try:
+            yield
+        finally:
+            for stage, seconds in self.timings.items():
+                whole[stage] = whole.get(stage, 0.0) + seconds
+            self.timings, self._variant = whole, None
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -179,4 +199,9 @@ class JobScope:
         start, share = self._part_of_stage
         weight = sum(self.weights[stage] for stage in self._done if stage != self._stage)
         weight += self.weights[self._stage] * (start + share * within)
-        self.progress(self._stage, min(1.0, weight / sum(self.weights.values())))
+        done = min(1.0, weight / sum(self.weights.values()))
+        if self._variant is None:
+            self.progress(self._stage, done / self.variants)
+        else:
+            label = f"{self._stage} {self._variant + 1}/{self.variants}"
+            self.progress(label, (self._variant + done) / self.variants)

@@ -16,6 +16,7 @@ class Stage(StrEnum):
     DECODE = "decode"
     BAKE = "bake"
     FINISH = "finish"
+    LATENTS = "latents"
     EXPORT = "export"
     PREVIEW = "preview"
     STORE = "store"

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trellis_runtime.contract.answer import GenerationResult
+from trellis_runtime.contract.answer import Answer
 from trellis_runtime.contract.files import MODEL
 from trellis_runtime.contract.request import GenerationRequest, Output
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.sizes import faces_within, least_glb_bytes
 from trellis_runtime.delivery.earlier import earlier_result
 from trellis_runtime.delivery.fetch import require_visitable
+from trellis_runtime.delivery.latents import BucketLatents, LatentsStore, LocalLatents
 from trellis_runtime.delivery.presigned import require_signature_usable
 from trellis_runtime.delivery.s3 import S3Store, callers_store, job_bucket, operators_store
-from trellis_runtime.delivery.storage import InlineStore, LocalStore, Store, UploadStore
+from trellis_runtime.delivery.storage import (
+    InlineStore,
+    LocalStore,
+    Store,
+    UploadStore,
+    VariantStore,
+    folder_of,
+)
 from trellis_runtime.errors import AnswerTooLarge, InvalidInput
 from trellis_runtime.settings import Bucket, DeliverySettings, FetchLimits, Settings
 
@@ -38,6 +46,10 @@ class Delivery:
     s3_config: Any = None
     request: str = ""
     """The request's fingerprint."""
+    shares: int = 1
+    """How many variants an inline answer has room for."""
+    variant: str = ""
+    """The name of the variant whose files these are, empty for those of the whole job."""
     _s3: S3Store | None = field(default=None, init=False)
 
     @classmethod
@@ -54,6 +66,26 @@ class Delivery:
             s3_config,
             request,
         )
+
+    def of_variant(self, name: str) -> Delivery:
+        """Return the delivery of one variant's files, which it can take back alone."""
+        own = replace(self, variant=name)
+        if bucket := self._bucket():
+            own._s3 = bucket.apart()
+        return own
+
+    @property
+    def kept_id(self) -> str:
+        """What a later job has to name to finish what this one, or this variant, keeps."""
+        bucket = self._bucket()
+        folder = bucket.folder if bucket else folder_of(self.job_id)
+        return folder_of(f"{folder}-{self.variant}") if self.variant else folder
+
+    def latents(self, kept_id: str) -> LatentsStore:
+        """Return where latents called `kept_id` are kept: the bucket, else this machine."""
+        if bucket := self._bucket():
+            return BucketLatents(bucket, kept_id)
+        return LocalLatents(self.limits, kept_id)
 
     def require_possible(self, output: Output, scope: JobScope) -> None:
         """Find out what can be known of the place before anything is computed.
@@ -86,7 +118,7 @@ class Delivery:
         if output.upload_url is None and inline and self._bucket() is None:
             self._require_room(least, "a model as asked (resolution, decimation_target) has about")
 
-    def earlier_result(self, output: Output, scope: JobScope) -> GenerationResult | None:
+    def earlier_result(self, output: Output, scope: JobScope) -> Answer | None:
         """Return what an earlier run of this job put into the bucket for the same request."""
         if output.upload_url is not None or self.job_id in LOCAL_IDS:
             return None
@@ -98,6 +130,10 @@ class Delivery:
 
         Raises `AnswerTooLarge` when inline is the only way and they do not fit.
         """
+        store = self._store_for(output, payload_bytes)
+        return VariantStore(store, self.variant) if self.variant else store
+
+    def _store_for(self, output: Output, payload_bytes: int) -> Store:
         if output.upload_url is not None:
             return UploadStore(
                 output.upload_url, MODEL.name, self.fetch_limits, output.upload_headers
@@ -114,11 +150,12 @@ class Delivery:
         if payload_bytes <= room:
             return
         faces = faces_within(room)
+        each = f" for each of {self.shares} variants" if self.shares > 1 else ""
         raise AnswerTooLarge(
-            f"{what} {payload_bytes} bytes; inline, the platform takes about {room}. Configure a "
-            "bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, or ask for "
-            "output.texture_format 'webp', output.compression 'draco', fewer finishes, a smaller "
-            f"texture_size, or a decimation_target well below {faces}",
+            f"{what} {payload_bytes} bytes; inline, the platform takes about {room}{each}. "
+            "Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, "
+            "or ask for output.texture_format 'webp', output.compression 'draco', fewer finishes, "
+            f"a smaller texture_size, or a decimation_target well below {faces}",
             field="output.delivery",
         )
 
@@ -131,8 +168,11 @@ class Delivery:
         return None if elsewhere or output.delivery != "auto" else self._inline_room() - others
 
     def _inline_room(self) -> int:
-        """Return how many bytes of files fit an answer, as base64, beside its other fields."""
-        return int((self.limits.max_answer_bytes - _ANSWER_ROOM) * 3 / 4)
+        """Return how many bytes of files fit an answer, as base64, beside its other fields.
+
+        Of variants each has its share.
+        """
+        return int((self.limits.max_answer_bytes / self.shares - _ANSWER_ROOM) * 3 / 4)
 
     def _bucket_or_folder(self) -> Store | None:
         if bucket := self._bucket():

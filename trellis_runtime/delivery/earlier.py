@@ -13,15 +13,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from trellis_runtime.contract.answer import Artifact, FinishedFile, GenerationResult
-from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL
+from trellis_runtime.contract.answer import (
+    ANSWERS,
+    Answer,
+    Artifact,
+    FailedVariant,
+    FinishedFile,
+    GenerationResult,
+    Variant,
+)
+from trellis_runtime.contract.files import ANSWER, ARTIFACTS, MODEL, in_variant
 from trellis_runtime.contract.request import GenerationRequest
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.s3 import S3Store
 from trellis_runtime.logs import logger
+
+_M = TypeVar("_M", GenerationResult, Variant)
 
 
 def fingerprint(request: GenerationRequest) -> str:
@@ -30,7 +41,7 @@ def fingerprint(request: GenerationRequest) -> str:
     return hashlib.sha256(json.dumps(request.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
-def earlier_result(store: S3Store, request: str, scope: JobScope) -> GenerationResult | None:
+def earlier_result(store: S3Store, request: str, scope: JobScope) -> Answer | None:
     """Return what an earlier run delivered for the same `request` (see `fingerprint`).
 
     Where another request's result lies under the job's id, `store` is led to a folder beside it: a
@@ -46,24 +57,47 @@ def earlier_result(store: S3Store, request: str, scope: JobScope) -> GenerationR
     if found is None or found[1] != request:
         return None
     try:
-        result = GenerationResult.model_validate_json(found[0])
+        result = ANSWERS.validate_json(found[0])
     except ValidationError:
         _tell_why_not("answer.json cannot be read", scope)
         return None
+    fresh = _signed_again(store, result, scope)
+    if fresh is not None:
+        logger().info("earlier_result_answered", job_id=scope.job_id)
+    return fresh
+
+
+def _signed_again(store: S3Store, result: Answer, scope: JobScope) -> Answer | None:
+    """Return a result with fresh links, None where a file is not as it was written."""
+    if isinstance(result, GenerationResult):
+        return _model_signed_anew(store, result, "", scope)
+    variants: list[Variant | FailedVariant] = []
+    for variant in result.variants:
+        fresh = variant if isinstance(variant, FailedVariant) else (
+            _model_signed_anew(store, variant, variant.name, scope)
+        )  # fmt: skip
+        if fresh is None:
+            return None
+        variants.append(fresh)
+    return result.model_copy(update={"variants": variants})
+
+
+def _model_signed_anew(store: S3Store, model: _M, variant: str, scope: JobScope) -> _M | None:
+    """Return what is told of a model, with fresh links; of a variant by the name `variant`."""
     fresh = {}
     for file in ARTIFACTS:
-        artifact = getattr(result, file.field)
+        artifact = getattr(model, file.field)
         if artifact is None:
             continue
-        if not store.holds(artifact, file.name, scope):
-            _tell_why_not(f"{file.name} is not as it was written", scope)
+        name = in_variant(variant, file.name) if variant else file.name
+        if not store.holds(artifact, name, scope):
+            _tell_why_not(f"{name} is not as it was written", scope)
             return None
-        fresh[file.field] = _signed_anew(store, file.name, artifact)
-    files = _files_signed_anew(store, result.files, scope)
+        fresh[file.field] = _signed_anew(store, name, artifact)
+    files = _files_signed_anew(store, model.files, scope)
     if files is None:
         return None
-    logger().info("earlier_result_answered", job_id=scope.job_id)
-    return result.model_copy(update=fresh | {"files": files, "glb_url": fresh[MODEL.field].url})
+    return model.model_copy(update=fresh | {"files": files, "glb_url": fresh[MODEL.field].url})
 
 
 def _files_signed_anew(

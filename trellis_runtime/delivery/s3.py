@@ -10,6 +10,7 @@ Long because looking, putting and taking back rest on one client and one idea of
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import re
 import secrets
@@ -24,7 +25,7 @@ from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.files import ANSWER
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery.fetch import Answer, store_code
-from trellis_runtime.delivery.s3_client import Access, S3Client, settled
+from trellis_runtime.delivery.s3_client import MOST_READ, Access, S3Client, settled
 from trellis_runtime.delivery.storage import folder_of
 from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed, UrlRefused
 from trellis_runtime.logs import logger
@@ -64,6 +65,8 @@ class S3Store:
         self._run = secrets.token_hex(8)
         self._tried: list[_Tried] = []
         self.folder = folder_of(job_id)
+        self.expires: datetime | None = None
+        """What objects that are put say of their end, for who reads them; None: nothing."""
 
     def key_of(self, name: str) -> str:
         prefix = self._client.bucket.prefix.strip("/")
@@ -83,6 +86,13 @@ class S3Store:
             require_etag(name, data, etag)
             self._require_same(tried, len(data), scope)
         return self.artifact(key, len(data), sha256, content_type)
+
+    def apart(self, folder: str | None = None) -> S3Store:
+        """Return the same folder, or `folder`, for files that are taken back on their own."""
+        other = copy.copy(self)
+        other._tried = []
+        other.folder = folder or self.folder
+        return other
 
     def discard(self) -> None:
         """Remove what this run put where nothing was, and where nobody else's is by now."""
@@ -117,13 +127,20 @@ class S3Store:
 
         A key that may not read finds nothing. Raises `StorageFailed` where the store fails.
         """
+        found = self.fetch(name, MOST_READ, scope)
+        return found and (found[0], found[1].get("Metadata", {}).get("request", ""))
+
+    def fetch(self, name: str, most: int, scope: JobScope) -> tuple[bytes, dict[str, Any]] | None:
+        """Return at most `most` bytes of an object of this folder, and what S3 says of it.
+
+        None where there is none, as `read` has it.
+        """
         try:
-            data, metadata = self._client.get(self.key_of(name), scope)
+            return self._client.get(self.key_of(name), scope, most)
         except StorageFailed as err:
             if err.answered == 404 or err.answered in _UNKNOWABLE:
                 return None
             raise
-        return data, metadata.get("request", "")
 
     def holds(self, artifact: Artifact, name: str, scope: JobScope) -> bool:
         """Whether an object is as an answer describes it: its key, its size, its checksum."""
@@ -193,10 +210,12 @@ class S3Store:
         metadata = {"sha256": hashlib.sha256(data).hexdigest(), "run": self._run}
         if self._request:
             metadata["request"] = self._request
-        return {
+        shown = self.folder.replace("/", "-")
+        ends = {"Expires": self.expires} if self.expires else {}
+        return ends | {
             "ContentType": content_type,
             "ContentMD5": _md5(data),
-            "ContentDisposition": f'attachment; filename="{self.folder}-{name}"',
+            "ContentDisposition": f'attachment; filename="{shown}-{name}"',
             "Metadata": metadata,
         }
 

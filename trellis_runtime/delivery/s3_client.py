@@ -28,7 +28,9 @@ from trellis_runtime.errors import StorageFailed
 from trellis_runtime.settings import Bucket, FetchLimits
 
 _DEFAULT_REGION = "us-east-1"
-_MOST_READ = 12_000_000  # bytes of an object that is read back: an answer.json is the largest
+MOST_READ = 12_000_000
+"""Bytes of a result's object that is read back: an answer.json is the largest."""
+
 _REGION_IN_ERROR = re.compile(rb"<Region>([a-z0-9-]{2,40})</Region>")
 _NO_WORDS = re.compile(r"\d{3}")
 _TRANSIENT_CODES = (
@@ -91,6 +93,7 @@ class S3Client:
         self._access = access
         self._region = self.bucket.region or _DEFAULT_REGION
         self._scope = JobScope("")
+        self._most = MOST_READ
         self._client = self._connect()
 
     def put(self, key: str, body: bytes, scope: JobScope, **facts: Any) -> str:
@@ -105,10 +108,11 @@ class S3Client:
         """HEAD an object: `ContentLength`, `ETag` and `Metadata`."""
         return dict(self._call("head_object", scope, Key=key))
 
-    def get(self, key: str, scope: JobScope) -> tuple[bytes, dict[str, str]]:
-        """GET an object: its bytes, at most 12 MB of them, and its metadata."""
-        found = self._call("get_object", scope, Key=key)
-        return found["Body"].read(), dict(found.get("Metadata", {}))
+    def get(self, key: str, scope: JobScope, most: int) -> tuple[bytes, dict[str, Any]]:
+        """GET an object: at most `most` of its bytes, and the answer's other facts."""
+        self._most = most
+        found = dict(self._call("get_object", scope, Key=key))
+        return found.pop("Body").read(), found
 
     def delete(self, key: str, scope: JobScope) -> None:
         """DELETE an object."""
@@ -213,7 +217,7 @@ class S3Client:
             field=self._access.field or "the bucket",
             headers=headers,
             body=body.read() if hasattr(body, "read") else body,
-            read=_MOST_READ if request.method == "GET" else 16 * 1024,
+            read=self._most if request.method == "GET" else 16 * 1024,
         )
         if named := _region_of(answer):
             self._region = named

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trellis_runtime.contract.answer import Artifact
+from trellis_runtime.contract.files import in_variant
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import upload
 from trellis_runtime.delivery.presigned import may_have_signed_type, put_headers
@@ -94,6 +95,21 @@ class InlineStore:
 
     def discard(self) -> None:
         """Nothing was put anywhere."""
+
+
+class VariantStore:
+    """A place for one variant's files, beside the others': `VARIANT-NAME`."""
+
+    def __init__(self, whole: Store, variant: str) -> None:
+        """`whole` is this variant's alone, so that its files can be taken back alone."""
+        self.whole = whole
+        self._variant = variant
+
+    def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
+        return self.whole.put(in_variant(self._variant, name), data, content_type, scope)
+
+    def discard(self) -> None:
+        self.whole.discard()
 
 
 class UploadStore:

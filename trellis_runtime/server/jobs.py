@@ -24,6 +24,7 @@ from trellis_runtime.assets.images import parse_base64
 from trellis_runtime.contract.files import ANSWER, THUMBNAIL, file_called, files_told
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import fetch
+from trellis_runtime.delivery.latents import forget_latents
 from trellis_runtime.delivery.storage import LocalStore, folder_of
 from trellis_runtime.errors import EndpointFailed, InternalError, WorkerBusy, WorkerError
 from trellis_runtime.logs import logger
@@ -149,6 +150,7 @@ class Jobs:
         if job is not None and job.task is not None:  # it may still write what it was asked
             await asyncio.wait([job.task])
         await asyncio.to_thread(kept.delete, self.folder(job_id))
+        await asyncio.to_thread(forget_latents, self._root, job_id)
 
     def folder(self, job_id: str) -> Path:
         return self._root / folder_of(job_id)

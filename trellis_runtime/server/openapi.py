@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from pydantic.json_schema import models_json_schema
 
-from trellis_runtime.contract.answer import GenerationResult
+from trellis_runtime.contract.answer import GenerationResult, VariantsResult
 from trellis_runtime.contract.reports import Failure, Health, failures
 from trellis_runtime.contract.request import GenerationRequest
 
@@ -37,7 +37,9 @@ REQUEST_BODY: dict[str, Any] = {
 }
 RESULT_RESPONSE = {
     "description": "The job's result.",
-    **_json({"$ref": _REF.format(model="GenerationResult")}),
+    **_json(
+        {"anyOf": [{"$ref": _REF.format(model=m)} for m in ("GenerationResult", "VariantsResult")]}
+    ),
 }
 HEALTH_RESPONSE = {
     "description": "What this worker is and has.",
@@ -98,7 +100,7 @@ def describe(app: FastAPI) -> None:
         told = plain()
         _without_fastapis_own(told)
         models: list[Any] = [(GenerationRequest, "validation")]
-        models += [(model, "serialization") for model in (GenerationResult, Health)]
+        models += [(model, "serialization") for model in (GenerationResult, VariantsResult, Health)]
         models += [(Failure, "validation")]
         _, schemas = models_json_schema(models, ref_template=_REF)
         components = told.setdefault("components", {})

@@ -51,7 +51,7 @@ class Exported:
 
 
 def draw_pictures(
-    content: GlbContent, cutout: CutOut, output: Output, scope: JobScope
+    content: GlbContent, cutout: CutOut | None, output: Output, scope: JobScope
 ) -> list[Picture]:
     """Return the pictures that `output` asks for: of a finished file's content, and the cut-out."""
     made = []
@@ -61,7 +61,7 @@ def draw_pictures(
         made.append(Picture(THUMBNAIL, preview.thumbnail(png)))
     if output.turntable:
         made.append(Picture(TURNTABLE, preview.turntable(content, scope.step)))
-    if output.cutout:
+    if output.cutout and cutout is not None:
         made.append(Picture(CUTOUT, cutout_png(cutout)))
     return made
 

@@ -101,7 +101,7 @@ class Finisher:
         try:
             data, facts = self._written(order, scope)
         except WorkerError as err:
-            if isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker:
+            if ends_the_job(err):
                 raise
             facts = {"error": _error(err)}
             logger().warning(
@@ -201,6 +201,11 @@ class Finisher:
                     f"it did not fit at any rung up to level {descent.max_level}: {message}"
                 )
             scope.check()
+
+
+def ends_the_job(err: WorkerError) -> bool:
+    """Whether `err` is of the whole job, not of the one file or variant that met it."""
+    return isinstance(err, JobCancelled | DeadlineExceeded) or err.poisons_worker
 
 
 def _error(err: WorkerError) -> FinishError:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from trellis_runtime.contract.files import files_told
 from trellis_runtime.contract.scope import Deadline
 from trellis_runtime.logs import logger
 
@@ -116,7 +117,8 @@ def _where(told: dict[str, Any]) -> str:
     """Say where a result lies that nobody was told of."""
     if "error" in told:
         return "the job failed; there is no result"
-    artifact = (told.get("output") or {}).get("artifact") or {}
+    files = [artifact for _, artifact in files_told(told.get("output") or {})]
+    artifact = files[-1] if files else {}
     if artifact.get("key"):
         return f"{artifact['key']} in the bucket {artifact['bucket']}, answer.json beside it"
     if artifact.get("url"):

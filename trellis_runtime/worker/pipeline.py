@@ -1,8 +1,9 @@
-"""The story: one request to one stored, validated GLB.
+"""The story: one request to stored, validated GLBs.
 
 image ─► condition ─► structure ─► shape ─► texture ─► decode ─► bake ─► export ─► preview ─► store
-         └──────────── the engine's stages, each repeatable alone ─────────┘
-                       out of memory: one rung down, the failed stage again
+         └──────── `making`: the engine's stages, one seed, or several of one picture ────────┘
+
+A job with variants goes through what is behind condition once for each seed (`variants`).
 
 Long because it is one story, read from top to bottom.
 """
@@ -10,11 +11,11 @@ Long because it is one story, read from top to bottom.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 from trellis_runtime import __version__
 from trellis_runtime.assets.decoder import DECODER
@@ -22,18 +23,19 @@ from trellis_runtime.assets.images import parse_base64
 from trellis_runtime.assets.placement import Placement
 from trellis_runtime.assets.warnings import result_warnings
 from trellis_runtime.contract.answer import (
-    AnswerWarning,
+    Answer,
     Artifact,
-    Attempt,
     Degradation,
     FinishedFile,
     GenerationResult,
+    Kept,
     Overlap,
     SkippedRung,
     TextureReport,
-    Vram,
+    Variant,
+    VariantsResult,
 )
-from trellis_runtime.contract.engine import Asset, CutOut, Engine, Generation, Rgba
+from trellis_runtime.contract.engine import Engine, Rgba
 from trellis_runtime.contract.files import (
     ANSWER,
     CUTOUT,
@@ -41,21 +43,7 @@ from trellis_runtime.contract.files import (
     PREVIEW,
     THUMBNAIL,
     TURNTABLE,
-)
-from trellis_runtime.contract.ladder import (
-    LadderState,
-    Plan,
-    Rung,
-    Shortage,
-    earliest_restart,
-)
-from trellis_runtime.contract.levels import LOWEST_LEVEL
-from trellis_runtime.contract.quality import (
-    QualityCheck,
-    RejectedSeed,
-    failed_checks,
-    require_quality,
-    retry_seed,
+    in_variant,
 )
 from trellis_runtime.contract.request import (
     Compression,
@@ -67,19 +55,27 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
 from trellis_runtime.delivery.fetch import fetch
-from trellis_runtime.delivery.storage import Store
-from trellis_runtime.errors import InvalidInput, OutOfVram
-from trellis_runtime.logs import logger
+from trellis_runtime.delivery.storage import Store, VariantStore
+from trellis_runtime.errors import InvalidInput
 from trellis_runtime.settings import FetchLimits, ImageLimits
-from trellis_runtime.worker.blame import library_errors
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
-from trellis_runtime.worker.finishes import Finished, Finisher, Recipe
+from trellis_runtime.worker.finishes import Finished
 from trellis_runtime.worker.fitting import fit, may_compress
+from trellis_runtime.worker.latents import keep, open_kept, read, require_keepable
+from trellis_runtime.worker.making import Given, Made, Maker
 from trellis_runtime.worker.orders import require_writable
 from trellis_runtime.worker.recipe import recipe
+from trellis_runtime.worker.variants import make_variants
 
-Finish = Callable[[GenerationResult], bytes]
+Finish = Callable[[Answer], bytes]
 """Turns a result into the JSON that is answered, or refuses it; called before it is stored."""
+
+
+class Discardable(Protocol):
+    """A place that can take back what was put there."""
+
+    def discard(self) -> None:
+        """Remove what was put."""
 
 
 @dataclass(slots=True)
@@ -88,34 +84,15 @@ class _Delivered:
     model: Artifact
     pictures: dict[str, Artifact]
     files: list[FinishedFile]
-
-
-@dataclass(slots=True)
-class _EngineOutcome:
-    """What the engine made, and how far down the ladder it had to go."""
-
-    asset: Asset
-    cutout: CutOut
-    descent: LadderState
-    attempts: list[Attempt] = field(default_factory=list)
-    vram: Vram | None = None
-    rejected: list[RejectedSeed] = field(default_factory=list)
-    finished: list[Finished] = field(default_factory=list)
-    warnings: list[AnswerWarning] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """A job's request, its picture, and the SHA-256 of the picture's file."""
-
-    request: GenerationRequest
-    image: Rgba
-    sha256: str
+    exported: Exported
+    kept: Kept | None
+    stores: list[Discardable]
+    """All that a job which fails later has to take back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """One request to one stored, validated GLB."""
+    """One request to stored, validated GLBs."""
 
     engine: Engine
     image_limits: ImageLimits
@@ -129,205 +106,157 @@ class Pipeline:
         delivery: Delivery,
         scope: JobScope,
         finish: Finish,
-    ) -> GenerationResult:
+    ) -> Answer:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
-        require_measured(request, self.engine)
-        require_bakeable(request.output, self.engine)
-        require_writable(request.output)
+        self._require_makeable(request)
+        require_keepable(request, delivery)
         delivery.require_possible(request.output, scope)
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
-        if not may_compress(request.output):  # else its size is not known by what was asked
-            delivery.require_fits(request)
-        scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
+        _weigh(request, self.engine, scope)
+        if request.finish_of is not None:
+            return self._finished(request, request.finish_of, delivery, scope, finish)
+        seeds = request.seeds_from(seed)
+        scope.variants = delivery.shares = len(seeds)
+        _require_room(request, delivery)
         with scope.stage(Stage.IMAGE):
-            given = load_image(request, self.image_limits, self.fetch_limits, scope)
-        made = self._accepted(given, seed, scope)
-        with scope.stage(Stage.EXPORT):
-            exported = self._exported(made, given)
-        pictures: list[Picture] = []
-        if request.output.preview or request.output.turntable or request.output.cutout:
-            with scope.stage(Stage.PREVIEW):
-                content = exported.glb.content
-                pictures = draw_pictures(content, made.cutout, request.output, scope)
-        with scope.stage(Stage.STORE):
-            others = [picture.data for picture in pictures]
-            others += [finished.data for finished in made.finished if finished.data is not None]
-            room = delivery.room_for_auto(request.output, sum(len(data) for data in others))
-            again = partial(self._exported, made, given)
-            exported, made.warnings = fit(exported, room, request.output, again)
-            size = len(exported.data) + sum(len(data) for data in others)
-            store = delivery.store_for(request.output, size)
-            delivered = self._deliver(exported.data, pictures, made.finished, store, scope)
-        with discard_on_error(delivered.store):
-            result = self._result(scope, made, exported, delivered)
+            image, sha256 = load_image(request, self.image_limits, self.fetch_limits, scope)
+        maker = Maker(self.engine, Given(request, image, sha256), scope)
+        if request.is_several:
+            return self._several(maker, seeds, delivery, finish)
+        return self._one(maker, maker.accepted(seed), delivery, finish)
+
+    def _require_makeable(self, request: GenerationRequest) -> None:
+        """Raise `InvalidInput` where this worker cannot make what is asked."""
+        require_measured(request, self.engine)
+        require_bakeable(request.output, self.engine)
+        require_writable(request.output)
+
+    def _finished(
+        self,
+        request: GenerationRequest,
+        kept_id: str,
+        delivery: Delivery,
+        scope: JobScope,
+        finish: Finish,
+    ) -> Answer:
+        """Return the answer of a job that makes new files of what an earlier one sampled."""
+        with scope.stage(Stage.LATENTS):
+            opened = open_kept(request, kept_id, self.engine.info(), delivery, scope)
+            self._require_makeable(opened.request)
+            _require_room(opened.request, delivery)
+            latents = read(opened, scope)
+        facts = opened.facts
+        maker = Maker(self.engine, Given(opened.request, None, facts.input_sha256), scope)
+        made = maker.resumed(latents, facts.seed, facts.rungs)
+        return self._one(maker, made, delivery, finish)
+
+    def _one(self, maker: Maker, made: Made, delivery: Delivery, finish: Finish) -> Answer:
+        """Return the answer of a job that made one model, all of it delivered."""
+        scope = maker.scope
+        delivered = self._delivered(made, maker.given, delivery, scope)
+        with discard_on_error(delivered.stores):
+            told = self._told(made, delivered, scope) | self._of_job(scope)
+            result = GenerationResult(**told, finish_of=maker.given.request.finish_of)
             encoded = finish(result)
             if delivered.model.base64 is None:
                 delivered.store.put(ANSWER.name, encoded, ANSWER.content_type, scope)
             scope.check()
         return result
 
+    def _several(
+        self, maker: Maker, seeds: tuple[int, ...], delivery: Delivery, finish: Finish
+    ) -> Answer:
+        """Return the answer of a job with variants, each delivered as soon as it is made."""
+        scope, stores, lasting = maker.scope, list[Discardable](), list[Store]()
+
+        def deliver(name: str, made: Made, own: Given) -> Variant:
+            delivered = self._delivered(made, own, delivery.of_variant(name), scope)
+            stores.extend(delivered.stores)
+            if delivered.model.base64 is None:
+                lasting.append(delivered.store)
+            told = self._told(made, delivered, scope)
+            files = [_named_in(name, file) for file in delivered.files]
+            return Variant(**told | {"name": name, "files": files})
+
+        with discard_on_error(stores):
+            variants = make_variants(maker, seeds, deliver)
+            timings = _rounded(scope.timings)
+            result = VariantsResult(variants=variants, timings=timings, **self._of_job(scope))
+            encoded = finish(result)
+            for store in lasting[:1]:
+                whole = store.whole if isinstance(store, VariantStore) else store
+                whole.put(ANSWER.name, encoded, ANSWER.content_type, scope)
+            scope.check()
+        return result
+
+    def _delivered(
+        self, made: Made, given: Given, delivery: Delivery, scope: JobScope
+    ) -> _Delivered:
+        """Write a model, its pictures and finishes, and store them all, the latents first."""
+        output, stores = given.request.output, list[Discardable]()
+        with discard_on_error(stores):
+            with scope.stage(Stage.EXPORT):
+                exported = self._exported(made, given)
+            pictures: list[Picture] = []
+            if output.preview or output.turntable or output.cutout:
+                with scope.stage(Stage.PREVIEW):
+                    pictures = draw_pictures(exported.glb.content, made.cutout, output, scope)
+            kept = self._kept(made, given, delivery, stores, scope)
+            with scope.stage(Stage.STORE):
+                others = [picture.data for picture in pictures]
+                others += [file.data for file in made.finished if file.data is not None]
+                room = delivery.room_for_auto(output, sum(len(data) for data in others))
+                again = partial(self._exported, made, given)
+                exported, made.warnings = fit(exported, room, output, again)
+                size = len(exported.data) + sum(len(data) for data in others)
+                store = delivery.store_for(output, size)
+                stores.append(store)
+                model, shown, files = _stored(exported.data, pictures, made.finished, store, scope)
+        return _Delivered(store, model, shown, files, exported, kept, stores)
+
+    def _kept(
+        self,
+        made: Made,
+        given: Given,
+        delivery: Delivery,
+        stores: list[Discardable],
+        scope: JobScope,
+    ) -> Kept | None:
+        """Keep what was sampled, where that is asked."""
+        if made.latents is None:
+            return None
+        with scope.stage(Stage.LATENTS):
+            store = delivery.latents(delivery.kept_id)
+            stores.append(store)
+            info = self.engine.info()
+            kept = keep(made, made.latents, given, info, delivery, store, scope)
+            made.latents = None
+            return kept
+
     def _exported(
         self,
-        made: _EngineOutcome,
-        given: _Input,
+        made: Made,
+        given: Given,
         texture_format: TextureFormat | None = None,
         compression: Compression | None = None,
     ) -> Exported:
         """Return the plain GLB, checked, as the request wants it, or in the form that is given."""
         output = given.request.output
         placement = Placement(output.size_m, output.size_axis, output.pivot)
-        extras = self._recipe(given)(made.descent, made.asset)
+        extras = recipe(self.engine.info(), given.request, given.sha256, made.descent, made.asset)
         texture_format = texture_format or output.texture_format
         compression = compression or output.compression
         form = {"texture_format": texture_format, "compression": compression}
         extras["request"]["output"] |= form  # as this file has it, whatever was asked
         return export(made.asset, texture_format, extras, compression, placement)
 
-    def _recipe(self, given: _Input) -> Recipe:
-        return partial(recipe, self.engine.info(), given.request, given.sha256)
-
-    @staticmethod
-    def _deliver(
-        glb: bytes,
-        pictures: list[Picture],
-        finishes: list[Finished],
-        store: Store,
-        scope: JobScope,
-    ) -> _Delivered:
-        """Store the pictures, the finishes, then the model: in place, it says that all is there."""
-        shown, files = {}, []
-        with discard_on_error(store):
-            for picture in pictures:
-                file = picture.file
-                shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
-                scope.check()
-            for finished in finishes:
-                files.append(finished.stored(store, scope))
-                scope.check()
-            model = store.put(MODEL.name, glb, MODEL.content_type, scope)
-            scope.check()
-        return _Delivered(store, model, shown, files)
-
-    def _accepted(self, given: _Input, seed: int, scope: JobScope) -> _EngineOutcome:
-        """Run the engine, with other seeds if need be, until its asset passes the strict checks.
-
-        Raises `MeshRejected` where the last seed's asset fails one.
-        """
-        rejected: list[RejectedSeed] = []
-        request = given.request
-        for number in range(request.retry_seeds + 1):
-            plan = Plan.as_asked(request, retry_seed(seed, number))
-            made = self._make(given, plan, scope)
-            made.rejected = rejected
-            report, failed = made.asset.quality, _failed(made.asset, request)
-            if report is None or not failed:
-                return made
-            logger().warning("seed_rejected", job_id=scope.job_id, seed=plan.seed, checks=failed)
-            rejected.append(RejectedSeed(seed=plan.seed, checks=failed, quality=report))
-        require_quality(rejected[-1].quality, request.strict)
-        return made
-
-    def _make(self, given: _Input, requested: Plan, scope: JobScope) -> _EngineOutcome:
-        """Run the engine's stages, going down the ladder where memory runs out.
-
-        The finishes are made here too, while the generation still holds what they are baked from.
-        """
-        offload = self.engine.wants_offload(requested)
-        max_level = given.request.max_degradation_level
-        descent = LadderState.begin(requested, max_level, offload=offload)
-        attempts: list[Attempt] = []
-        generation = self.engine.begin(given.image, requested)
-        try:
-            stage: Stage | None = ENGINE_STAGES[0]
-            while stage is not None:
-                stage = self._attempt(generation, stage, descent, attempts, scope)
-            made = _EngineOutcome(generation.asset(), generation.cutout(), descent, attempts)
-            if given.request.output.all_finishes and not _failed(made.asset, given.request):
-                finisher = Finisher(
-                    generation, descent, made.asset, given.request, self._recipe(given)
-                )
-                made.finished = finisher.make(scope)
-            if memory := self.engine.memory():
-                made.vram = Vram(peak_bytes=memory.peak, total_bytes=memory.total)
-            return made
-        finally:
-            generation.close()
-
-    def _attempt(
-        self,
-        generation: Generation,
-        stage: Stage,
-        descent: LadderState,
-        attempts: list[Attempt],
-        scope: JobScope,
-    ) -> Stage | None:
-        """Run one stage; return the next, or the one to repeat after a step down."""
-        started = time.perf_counter()
-        try:
-            with scope.stage(stage), library_errors(stage, scope):
-                generation.run(stage, descent.plan, scope)
-            following = ENGINE_STAGES.index(stage) + 1
-            return ENGINE_STAGES[following] if following < len(ENGINE_STAGES) else None
-        except OutOfVram as err:
-            # The traceback holds the stage's frames and, through them, its arrays.
-            message, available = err.message, err.available_bytes
-            err.__traceback__ = None
-        memory = self.engine.memory()
-        attempts.append(
-            Attempt(
-                stage=stage,
-                rung=descent.rung.name,
-                error=message,
-                vram_free_bytes=memory.free if memory else None,
-                seconds=round(time.perf_counter() - started, 4),
-            )
-        )
-        shortage = None
-        if available is not None:
-            shortage = Shortage(partial(generation.need, stage), available)
-        rungs = descent.step_down(stage, shortage)
-        generation.reclaim()
-        return self._restart(stage, rungs, descent, attempts, scope)
-
-    @staticmethod
-    def _restart(
-        stage: Stage,
-        rungs: list[Rung],
-        descent: LadderState,
-        attempts: list[Attempt],
-        scope: JobScope,
-    ) -> Stage:
-        """Return the stage to run next, `rungs` lower; raises `OutOfVram` when there are none."""
-        logger().warning(
-            "rung_failed",
-            job_id=scope.job_id,
-            stage=stage,
-            rung=attempts[-1].rung,
-            next_rung=descent.rung.name if rungs else None,
-            reason=attempts[-1].error,
-        )
-        if not rungs:
-            raise OutOfVram(
-                f"{stage} did not fit at any rung up to level {descent.max_level}: "
-                f"{attempts[-1].error}",
-                field="max_degradation_level" if descent.max_level < LOWEST_LEVEL else None,
-                details={"attempts": [a.model_dump(mode="json") for a in attempts]},
-            )
-        return earliest_restart(rungs, stage)
-
-    def _result(
-        self,
-        scope: JobScope,
-        made: _EngineOutcome,
-        exported: Exported,
-        delivered: _Delivered,
-    ) -> GenerationResult:
-        descent = made.descent
+    def _told(self, made: Made, delivered: _Delivered, scope: JobScope) -> dict[str, Any]:
+        """Return what the answer tells of one model."""
+        descent, exported = made.descent, delivered.exported
         effective = {**descent.plan.quality(), **made.asset.effective}
-        return GenerationResult(
-            job_id=scope.job_id,
+        return dict(
             glb_url=delivered.model.url,
             artifact=delivered.model,
             preview=delivered.pictures.get(PREVIEW.field),
@@ -336,8 +265,6 @@ class Pipeline:
             cutout=delivered.pictures.get(CUTOUT.field),
             warnings=made.warnings + result_warnings(made.asset, exported.mesh, made.cutout),
             files=delivered.files,
-            engine=self.engine.info(),
-            worker_version=__version__,
             seed=descent.requested.seed,
             oom_quality_degradation_level=descent.rung.level,
             degradation=Degradation(
@@ -354,10 +281,60 @@ class Pipeline:
             quality=made.asset.quality,
             rejected_seeds=made.rejected,
             timings=_rounded(scope.timings),
-            overlap=_overlap(scope),
             vram=made.vram,
+            kept=delivered.kept,
+        )
+
+    def _of_job(self, scope: JobScope) -> dict[str, Any]:
+        """Return what the answer tells of the job, whatever it made."""
+        return dict(
+            job_id=scope.job_id,
+            engine=self.engine.info(),
+            worker_version=__version__,
+            overlap=_overlap(scope),
             init=self.init,
         )
+
+
+def _weigh(request: GenerationRequest, engine: Engine, scope: JobScope) -> None:
+    """Give the stages of a job their shares of its progress, none to those that it does not run."""
+    scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
+    if request.keep is not None or request.finish_of is not None:
+        scope.weights[Stage.LATENTS] = 2
+    if request.finish_of is not None:
+        sampled = ENGINE_STAGES[: ENGINE_STAGES.index(engine.resumes_at)]
+        scope.weights |= dict.fromkeys((Stage.IMAGE, *sampled), 0.0)
+
+
+def _named_in(variant: str, file: FinishedFile) -> FinishedFile:
+    return file.model_copy(update={"file_name": in_variant(variant, file.file_name)})
+
+
+def _require_room(request: GenerationRequest, delivery: Delivery) -> None:
+    """Raise `AnswerTooLarge` where what is asked is known to be too large for the answer."""
+    if not may_compress(request.output):  # else its size is not known by what was asked
+        delivery.require_fits(request)
+
+
+def _stored(
+    glb: bytes,
+    pictures: list[Picture],
+    finishes: list[Finished],
+    store: Store,
+    scope: JobScope,
+) -> tuple[Artifact, dict[str, Artifact], list[FinishedFile]]:
+    """Store the pictures, the finishes, then the model: in place, it says that all is there."""
+    shown, files = {}, []
+    for picture in pictures:
+        file = picture.file
+        shown[file.field] = store.put(file.name, picture.data, file.content_type, scope)
+        scope.check()
+    for finished in finishes:
+        files.append(finished.stored(store, scope))
+        scope.check()
+    model = store.put(MODEL.name, glb, MODEL.content_type, scope)
+    scope.check()
+    return model, shown, files
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -395,24 +372,25 @@ def require_bakeable(output: Output, engine: Engine) -> None:
 
 
 @contextmanager
-def discard_on_error(store: Store) -> Iterator[None]:
-    """Leave nothing of a job behind that was stopped, or whose answer cannot be given."""
+def discard_on_error(stores: list[Discardable]) -> Iterator[None]:
+    """Leave nothing of a job behind that was stopped, or whose answer cannot be given.
+
+    `stores` may grow while the context lasts.
+    """
     try:
         yield
     except BaseException:
-        store.discard()
+        for store in stores:
+            store.discard()
         raise
-
-
-def _failed(asset: Asset, request: GenerationRequest) -> list[QualityCheck]:
-    """Return the checks that a job insists on and its asset fails."""
-    return failed_checks(asset.quality, request.strict) if asset.quality else []
 
 
 def load_image(
     request: GenerationRequest, limits: ImageLimits, fetch_limits: FetchLimits, scope: JobScope
-) -> _Input:
-    """Return the request with its picture: (height, width, 4) uint8, sRGB, straight alpha, upright.
+) -> tuple[Rgba, str]:
+    """Return a request's picture, and the SHA-256 of its file.
+
+    The picture is (height, width, 4) uint8, sRGB, straight alpha, upright.
 
     Raises `ImageRejected`, `UrlRefused` or `FetchFailed`.
     """
@@ -422,4 +400,4 @@ def load_image(
         encoded = parse_base64(request.image or "", limits)
     field = "image_url" if request.image_url is not None else "image"
     image = DECODER.decode(encoded, limits, field, scope)
-    return _Input(request, image, hashlib.sha256(encoded).hexdigest())
+    return image, hashlib.sha256(encoded).hexdigest()

@@ -19,8 +19,13 @@ from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.ladder import LadderState
 from trellis_runtime.contract.request import GenerationRequest
 
-_NOT_KEPT: Any = {"image": True, "image_url": True, "output": {"upload_url": True}}
-"""Pictures, and addresses: they may hold a signature."""
+_NOT_KEPT: Any = {
+    **dict.fromkeys(("image", "image_url"), True),
+    **dict.fromkeys(("finish_of", "seeds", "variants", "keep"), True),
+    "output": {"upload_url": True, "upload_headers": True},
+}
+"""Pictures, and addresses with what is sent to them: they may hold a signature. And what else the
+job was to do: a file is the same whether it was made alone, beside others, or later."""
 
 
 def recipe(

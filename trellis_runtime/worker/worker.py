@@ -23,15 +23,23 @@ from typing import Any
 
 from trellis_runtime import __version__
 from trellis_runtime.assets.decoder import DECODER
-from trellis_runtime.contract.answer import GenerationResult
+from trellis_runtime.contract.answer import Answer, GenerationResult, Variant, VariantsResult
 from trellis_runtime.contract.engine import CutOut, Engine, Rgba
 from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeout, Queue
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope, Progress
 from trellis_runtime.delivery.choose import LOCAL_IDS, require_answer_fits
+from trellis_runtime.delivery.latents import sweep_latents
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
-from trellis_runtime.errors import InternalError, MeshRejected, NotFinite, SetupFailed, WorkerError
+from trellis_runtime.errors import (
+    InternalError,
+    InvalidInput,
+    MeshRejected,
+    NotFinite,
+    SetupFailed,
+    WorkerError,
+)
 from trellis_runtime.logs import configure_logging, logger
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.admission import Admission
@@ -75,7 +83,7 @@ class Worker:
         settings = settings or Settings.from_env()
         configure_logging(settings.logging.level, settings.logging.format)
         init = {"imports": process_age()}
-        swept = sweep_partial(settings.delivery.output_dir)
+        swept = sweep_partial(settings.delivery.output_dir) + sweep_latents(settings.delivery)
         reading = read_ahead(settings)
         DECODER.warm_up()
         engine = engine or build_engine(settings)
@@ -236,6 +244,8 @@ class Worker:
         `WorkerError`.
         """
         request = parse_request(payload)
+        if request.finish_of is not None:
+            raise InvalidInput("finish_of has no picture to cut out", field="finish_of")
         scope = JobScope("cutout", Deadline.after(self.settings.jobs.timeout_s))
         with self.admission.slot(counted=False):
             running = self._threads.submit(self._cut_out, request, scope)
@@ -245,8 +255,7 @@ class Worker:
     def _cut_out(self, request: GenerationRequest, scope: JobScope) -> tuple[Rgba, CutOut]:
         self._ensure_loaded()
         try:
-            given = load_image(request, self.settings.image, self.settings.fetch, scope)
-            image = given.image
+            image, _ = load_image(request, self.settings.image, self.settings.fetch, scope)
             return image, engine_cutout(self.engine, image, request, scope)
         except WorkerError as err:
             self.admission.note_failure(err)
@@ -276,7 +285,7 @@ class Worker:
         try:
             result = pipeline.generate(request, seed, delivery, scope, self._encode)
         except WorkerError as err:
-            if isinstance(err, (MeshRejected, NotFinite)) and request.seed is not None:
+            if isinstance(err, (MeshRejected, NotFinite)) and request.names_its_seeds:
                 err.retryable = False  # the same seed makes the same values
             self.admission.note_failure(err)
             logger().warning(
@@ -293,7 +302,7 @@ class Worker:
         _log_complete(result, request, time.perf_counter() - started)
         return result.model_dump(mode="json")
 
-    def _encode(self, result: GenerationResult) -> bytes:
+    def _encode(self, result: Answer) -> bytes:
         limit = self.settings.delivery.max_answer_bytes
         return require_answer_fits(result.model_dump(mode="json"), limit)
 
@@ -343,12 +352,29 @@ def _job_seconds(job: dict[str, Any], default: float) -> float:
     return min(stated / 1000, default) if usable and stated is not None else default
 
 
-def _log_complete(result: GenerationResult, request: GenerationRequest, seconds: float) -> None:
+def _log_complete(answer: Answer, request: GenerationRequest, seconds: float) -> None:
+    if isinstance(answer, GenerationResult):
+        _log_model(answer, answer, request, seconds)
+        return
+    for variant in answer.variants:
+        if isinstance(variant, Variant):
+            took = sum(variant.timings.values())
+            _log_model(variant, answer, request, took, variant=variant.name)
+
+
+def _log_model(
+    result: GenerationResult | Variant,
+    answer: GenerationResult | VariantsResult,
+    request: GenerationRequest,
+    seconds: float,
+    **more: str,
+) -> None:
     logger().info(
         "generation_complete",
-        job_id=result.job_id,
+        **more,
+        job_id=answer.job_id,
         elapsed_seconds=round(seconds, 3),
-        engine=result.engine.name,
+        engine=answer.engine.name,
         pipeline_type=str(request.resolution),
         degradation_level=result.degradation.level,
         rung=result.degradation.rung,

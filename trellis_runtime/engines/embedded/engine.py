@@ -6,6 +6,8 @@ shape       coarse inflation -> fine inflation
 texture     crop -> colours of front and back
 decode      inflation + shading -> heights of front and back
 bake        heights + colours -> closed mesh with textures
+
+Long because all six stages hand their products on to each other here.
 """
 
 from __future__ import annotations
@@ -22,13 +24,21 @@ import scipy
 from threadpoolctl import threadpool_limits
 
 from trellis_runtime.contract.answer import EngineInfo
-from trellis_runtime.contract.engine import Asset, CutOut, MemorySnapshot, Rgba, require_product
+from trellis_runtime.contract.engine import (
+    Asset,
+    CutOut,
+    Latents,
+    MemorySnapshot,
+    Rgba,
+    require_product,
+)
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import DetailMap
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.engines.embedded import inflation, needs, surface, texture
 from trellis_runtime.engines.embedded.budget import Budget, Share
+from trellis_runtime.engines.embedded.decoded import Decoded
 from trellis_runtime.engines.embedded.foreground import WORK_PX, Foreground, find_foreground
 from trellis_runtime.engines.embedded.inflation import Field, Mask
 from trellis_runtime.engines.embedded.saliency import SaliencyNetwork
@@ -47,6 +57,7 @@ class _Products:
     """What the stages have left so far; all on the host."""
 
     foreground: Foreground | None = None
+    silhouette: Mask | None = None
     coarse: Field | None = None
     mask: Mask | None = None
     inflated: Field | None = None
@@ -107,6 +118,19 @@ class EmbeddedEngine:
     def begin(self, image: Rgba, plan: Plan) -> EmbeddedGeneration:
         return EmbeddedGeneration(image, plan.seed, self._budget.share(), self._network)
 
+    @property
+    def resumes_at(self) -> Stage:
+        return Stage.BAKE
+
+    def resume(self, latents: Latents, plan: Plan) -> EmbeddedGeneration:
+        decoded = Decoded.of(latents, needs.grid_cells(plan.resolution), WORK_PX)
+        nothing = np.zeros((0, 0, 4), np.uint8)
+        generation = EmbeddedGeneration(
+            nothing, plan.seed, self._budget.share(), self._network, decoded.picture_values
+        )
+        generation.go_on_from(decoded)
+        return generation
+
     def wants_offload(self, plan: Plan) -> bool:
         return False
 
@@ -117,8 +141,17 @@ class EmbeddedEngine:
 class EmbeddedGeneration:
     """One job."""
 
-    def __init__(self, image: Rgba, seed: int, budget: Share, network: SaliencyNetwork) -> None:
+    def __init__(
+        self,
+        image: Rgba,
+        seed: int,
+        budget: Share,
+        network: SaliencyNetwork,
+        picture_values: int | None = None,
+    ) -> None:
+        """`picture_values` stands for the picture's size in a generation that has none."""
         self._image = image
+        self._picture_values = image.size if picture_values is None else picture_values
         self._seed = seed
         self._budget = budget
         self._network = network
@@ -142,6 +175,32 @@ class EmbeddedGeneration:
     def reclaim(self) -> None:
         self._budget.drop()
 
+    def reseed(self, seed: int) -> None:
+        self._seed = seed
+        kept = self._products
+        self._products = _Products(foreground=kept.foreground, silhouette=kept.silhouette)
+        self._budget.drop()
+
+    def latents(self) -> Latents:
+        made = self._products
+        decoded = Decoded(
+            require_product(made.heights),
+            require_product(made.mask),
+            require_product(made.silhouette),
+            require_product(made.colors),
+            self._picture_values,
+        )
+        return decoded.to_latents()
+
+    def go_on_from(self, decoded: Decoded) -> None:
+        """Have the products that `decoded` holds, for the bake."""
+        self._products = _Products(
+            silhouette=decoded.silhouette,
+            mask=decoded.mask,
+            heights=decoded.heights,
+            colors=decoded.colors,
+        )
+
     def cutout(self) -> CutOut:
         return require_product(self._products.foreground).cutout
 
@@ -153,11 +212,10 @@ class EmbeddedGeneration:
         self._budget.drop()
 
     def _sizes(self) -> needs.Sizes:
-        foreground = self._products.foreground
-        if foreground is None:
-            return needs.Sizes(self._image.size)
-        share = float(foreground.mask.mean())
-        return needs.Sizes(self._image.size, foreground.mask.shape[0], share)
+        silhouette = self._products.silhouette
+        if silhouette is None:
+            return needs.Sizes(self._picture_values)
+        return needs.Sizes(self._picture_values, silhouette.shape[0], float(silhouette.mean()))
 
     def _held(self, stage: Stage, plan: Plan) -> int:
         return needs.held(stage, plan, self._sizes())
@@ -168,7 +226,8 @@ class EmbeddedGeneration:
     def _condition(self, plan: Plan, scope: JobScope) -> None:
         # The network and the crop work on copies; resident, the float picture stays.
         self._budget.hold("the conditioning picture", self._held(Stage.CONDITION, plan))
-        self._products.foreground = find_foreground(self._image, plan.background, self._network)
+        found = find_foreground(self._image, plan.background, self._network)
+        self._products.foreground, self._products.silhouette = found, found.mask
 
     def _structure(self, plan: Plan, scope: JobScope) -> None:
         cells = inflation.levels(needs.grid_cells(plan.resolution))[0]
@@ -266,7 +325,7 @@ class EmbeddedGeneration:
     def _extract(self, cells: int, plan: Plan) -> surface.Surface:
         front, back = require_product(self._products.heights)
         mask = require_product(self._products.mask)
-        silhouette = require_product(self._products.foreground).mask
+        silhouette = require_product(self._products.silhouette)
         with self._budget.working("the surface", needs.surface(cells, plan, self._sizes())):
             if cells < mask.shape[0]:
                 mask = inflation.grid_mask(silhouette, cells)

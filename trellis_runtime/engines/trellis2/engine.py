@@ -35,6 +35,7 @@ from trellis_runtime.contract.answer import EngineInfo
 from trellis_runtime.contract.engine import (
     Asset,
     CutOut,
+    Latents,
     MemorySnapshot,
     Rgba,
     require_product,
@@ -62,6 +63,7 @@ from trellis_runtime.engines.trellis2.device.placement import (
     Placement,
 )
 from trellis_runtime.engines.trellis2.device.residency import Residency
+from trellis_runtime.engines.trellis2.latents import Latent, from_latents, on_host, to_latents
 from trellis_runtime.engines.trellis2.models import graphs
 from trellis_runtime.engines.trellis2.models.finite import require_finite
 from trellis_runtime.engines.trellis2.picture import LONGEST_PX, cut_out, needs_remover
@@ -94,14 +96,6 @@ def job_bytes(plan: Plan, *, has_remover: bool = False) -> int | None:
     return max(stage, bake_bytes(faces, voxels, BakeOptions.of(plan)))
 
 
-@dataclass(slots=True)
-class _Latent:
-    """A structured latent on the host, and the resolution that it is for."""
-
-    rows: Rows
-    resolution: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Mesh:
     """A decoded mesh before its voxels are, and the subdivisions that they follow."""
@@ -117,8 +111,8 @@ class Products:
     cutout: CutOut | None = None
     features: dict[int, torch.Tensor] | None = None
     structure: torch.Tensor | None = None
-    shape: _Latent | None = None
-    texture: _Latent | None = None
+    shape: Latent | None = None
+    texture: Latent | None = None
     mesh: _Mesh | None = None
     ahead: GeometryAhead | None = None
     decoded: Decoded | None = None
@@ -201,13 +195,28 @@ class Trellis2Engine:
                 flow.use_graphs(captured)
 
     def begin(self, image: Rgba, plan: Plan) -> Trellis2Generation:
-        pipeline, residency, watch = self.parts()
+        pipeline, _, _ = self.parts()
         if not pipeline.removes_backgrounds and needs_remover(image, plan.background):
             raise ImageRejected(
                 "image shows an object before a background, and this worker has no background "
                 "remover; send a picture whose background is transparent, or background: 'keep'",
                 field="image",
             )
+        return self._generation(image, plan)
+
+    @property
+    def resumes_at(self) -> Stage:
+        return Stage.DECODE
+
+    def resume(self, latents: Latents, plan: Plan) -> Trellis2Generation:
+        pipeline, _, _ = self.parts()
+        shape, texture = from_latents(latents, pipeline.latent_channels)
+        generation = self._generation(None, plan)
+        generation.products.shape, generation.products.texture = shape, texture
+        return generation
+
+    def _generation(self, image: Rgba | None, plan: Plan) -> Trellis2Generation:
+        pipeline, residency, watch = self.parts()
         watch.start()
         return Trellis2Generation(
             image,
@@ -263,7 +272,7 @@ class Trellis2Generation:
 
     def __init__(
         self,
-        image: Rgba,
+        image: Rgba | None,
         plan: Plan,
         pipeline: UpstreamPipeline,
         residency: Residency,
@@ -423,6 +432,17 @@ class Trellis2Generation:
         if products.decoded is not None:
             products.decoded = products.decoded.on_host()
 
+    def reseed(self, seed: int) -> None:
+        kept = self._products
+        self._products = Products(cutout=kept.cutout, features=kept.features)
+        self._seed, self._noise_after = seed, None
+        self._noise_states.clear()
+        self._widened.clear()
+
+    def latents(self) -> Latents:
+        made = self._products
+        return to_latents(require_product(made.shape), require_product(made.texture))
+
     def cutout(self) -> CutOut:
         return require_product(self._products.cutout)
 
@@ -474,7 +494,8 @@ class Trellis2Generation:
             ):
                 return self._pipeline.remove_background(picture)
 
-        picture, self._products.cutout = cut_out(self._image, plan.background, remove)
+        image = require_product(self._image)
+        picture, self._products.cutout = cut_out(image, plan.background, remove)
         return picture if picture.mode == "RGB" else self._pipeline.crop(picture)
 
     def _structure(self, plan: Plan, scope: JobScope) -> None:
@@ -509,7 +530,7 @@ class Trellis2Generation:
             ),
         ):
             rows, resolution = self._sample_shape(plan)
-        self._products.shape = _on_host(rows, resolution, "shape")
+        self._products.shape = on_host(rows, resolution, "shape")
 
     def _sample_shape(self, plan: Plan) -> tuple[Rows, int]:
         coords = require_product(self._products.structure)
@@ -535,7 +556,7 @@ class Trellis2Generation:
             self._sample_texture(shape, plan, scope)
         self._products.ahead = ahead
 
-    def _sample_texture(self, shape: _Latent, plan: Plan, scope: JobScope) -> None:
+    def _sample_texture(self, shape: Latent, plan: Plan, scope: JobScope) -> None:
         size = 512 if shape.resolution == 512 else 1024
         name = f"tex_slat_flow_model_{size}"
         with (
@@ -545,9 +566,9 @@ class Trellis2Generation:
             rows = self._pipeline.sample_texture(
                 self._features(size), name, shape.rows, plan.samplers.texture
             )
-        self._products.texture = _on_host(rows, shape.resolution, "texture")
+        self._products.texture = on_host(rows, shape.resolution, "texture")
 
-    def _decoded_early(self, shape: _Latent, plan: Plan) -> DecodedSurface | None:
+    def _decoded_early(self, shape: Latent, plan: Plan) -> DecodedSurface | None:
         """Decode the mesh before the texture is sampled, where its geometry is to be baked beside.
 
         None where it is not; want of memory, and values that are not finite, are left for the stage
@@ -572,7 +593,7 @@ class Trellis2Generation:
         need = WORKING_BYTES[plan.resolution] + geometry
         return len(surface.faces) > 0 and self._in_flight.measure() >= need
 
-    def _decode_mesh(self, shape: _Latent, plan: Plan) -> _Mesh:
+    def _decode_mesh(self, shape: Latent, plan: Plan) -> _Mesh:
         with self._decoder("shape_slat_decoder", plan):
             vertices, faces, guides = self._pipeline.decode_shape(shape.rows, shape.resolution)
         if plan.chunk_decoder:
@@ -638,8 +659,3 @@ class Trellis2Generation:
 
 def _wait_on() -> None:
     """Never stop waiting: what is to be given back is given back whatever becomes of the job."""
-
-
-def _on_host(rows: Rows, resolution: int, name: str) -> _Latent:
-    require_finite(f"the {name} latent", rows.feats)
-    return _Latent(Rows(rows.feats.cpu(), rows.coords.cpu()), resolution)

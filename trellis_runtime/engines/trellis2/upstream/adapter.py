@@ -79,6 +79,15 @@ class UpstreamPipeline:
         """Whether a background remover is loaded."""
         return self.trellis.rembg_model is not None
 
+    @property
+    def latent_channels(self) -> tuple[int, int]:
+        """Values a token of the shape's latent, and of the texture's.
+
+        The texture's model is given the shape's latent beside its own noise.
+        """
+        shape = _in_channels(self.flows["shape_slat_flow_model_512"])
+        return shape, _in_channels(self.flows["tex_slat_flow_model_512"]) - shape
+
     def remove_background(self, picture: Image.Image) -> Image.Image:
         """Return the picture with alpha from upstream's matting model."""
         if self.trellis.rembg_model is None:
@@ -228,6 +237,10 @@ def sampler_parameters(sampler: Sampler) -> dict[str, Any]:
         "guidance_interval": list(sampler.guidance_interval),
         "rescale_t": sampler.rescale_t,
     }
+
+
+def _in_channels(flow: Any) -> int:
+    return int(flow.in_channels)
 
 
 def _rows(sparse: Any) -> Rows:

@@ -2,7 +2,7 @@
 import { $, h, show } from "./dom.js";
 import { bytes, FORMATS, PRESETS, seconds } from "./words.js";
 
-const ELSEWHERE = ["image", "image_url", "seed", "preset", "background", "output.delivery", "output.upload_url"];
+const ELSEWHERE = ["image", "image_url", "finish_of", "variants", "keep", "seed", "preset", "background", "output.delivery", "output.upload_url"];
 const UNITS = {
   resolution: "cells", texture_size: "px", decimation_target: "faces", remesh_band: "cells",
   min_thickness: "of the cube", "output.size_m": "m",

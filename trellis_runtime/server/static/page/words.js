@@ -4,10 +4,10 @@ export const STEPS = [
   ["Finding the object", ["condition"]],
   ["Building its shape", ["structure", "shape"]],
   ["Painting it", ["texture"]],
-  ["Making the mesh", ["decode", "bake", "finish"]],
+  ["Making the mesh", ["decode", "bake", "finish", "latents"]],
   ["Saving the model", ["export", "preview", "store"]],
 ];
-export const stepOf = (stage) => Math.max(0, STEPS.findIndex(([, stages]) => stages.includes(stage)));
+export const stepOf = (stage) => Math.max(0, STEPS.findIndex(([, stages]) => stages.includes(stage.split(" ")[0])));
 
 export function bytes(count) {
   if (count === null || count === undefined) return "";
