@@ -1270,6 +1270,13 @@ _WEIGHTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "roots are read again where their file has changed",
+        "trellis_runtime/delivery/guard.py",
+        "(place, Path(place).stat().st_mtime_ns)",
+        "(place, 0)",
+        ("tests/test_fetch.py::test_roots_are_read_once_and_again_where_their_file_has_changed",),
+    ),
+    Mutant(
         "patches alone are turned by where they are, about their own centres",
         "trellis_runtime/engines/trellis2/models/dinov3.py",
         "torch.arange(0.5, count, **on)",

@@ -74,7 +74,7 @@ class S3Store:
         tried = _Tried(name, key, sha256, self._is_there(key, scope))
         self._tried.append(tried)
         try:
-            etag = self._put_first(tried, data, scope, self._facts(name, data, content_type))
+            etag = self._put_first(tried, data, scope, self._facts(tried, data, content_type))
         except StorageFailed as err:
             scope.check()
             if not self._arrived(tried):
@@ -189,14 +189,14 @@ class S3Store:
                 "one meanwhile; send the job again to be answered with that"
             ) from None
 
-    def _facts(self, name: str, data: bytes, content_type: str) -> dict[str, Any]:
-        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "run": self._run}
+    def _facts(self, tried: _Tried, data: bytes, content_type: str) -> dict[str, Any]:
+        metadata = {"sha256": tried.sha256, "run": self._run}
         if self._request:
             metadata["request"] = self._request
         return {
             "ContentType": content_type,
             "ContentMD5": _md5(data),
-            "ContentDisposition": f'attachment; filename="{self.folder}-{name}"',
+            "ContentDisposition": f'attachment; filename="{self.folder}-{tried.name}"',
             "Metadata": metadata,
         }
 
