@@ -1304,11 +1304,13 @@ _WEIGHTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
-        "positions are computed where they have values",
+        "positions are computed where they need no compiler of torch's",
         f"{_LOADING}/checkpoints.py",
         '            asked["device"] = "cpu"',
         "            pass",
-        ("tests/test_joints_engine.py::test_resolutions_reach_every_part",),
+        (
+            "tests/test_weights_dinov3.py::test_a_start_imports_the_removers_code_where_there_is_a_remover_alone",
+        ),
     ),
     Mutant(
         "a description that no class takes is told with its file's name",
