@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import http.server
 import ipaddress
+import os
 import random
+import shutil
 import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -112,6 +115,26 @@ def server(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
     tls = authority.context if request.param == "https" else None
     return lambda reply: http_server(reply, tls)
+
+
+def test_roots_are_read_once_and_again_where_their_file_has_changed(
+    authority: Authority, scope: JobScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them costs more than a small request does."""
+    trusted, another = tmp_path / "roots.pem", Authority(tmp_path)
+    shutil.copy(authority.bundle, trusted)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    with http_server(body(b"picture"), authority.context) as url:
+        first = guard._tls()
+        assert fetch(url, 100, LOOPBACK, scope) == b"picture"
+        assert fetch(url, 100, LOOPBACK, scope) == b"picture"
+        assert guard._tls() is first
+    with http_server(body(b"picture"), another.context) as url:
+        with pytest.raises(FetchFailed):
+            fetch(url, 100, LOOPBACK, scope)
+        shutil.copy(another.bundle, trusted)
+        os.utime(trusted, ns=(0, 1))
+        assert fetch(url, 100, LOOPBACK, scope) == b"picture"
 
 
 def test_a_body_is_fetched(server: Server, scope: JobScope) -> None:

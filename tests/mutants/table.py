@@ -1343,6 +1343,13 @@ _WEIGHTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "roots are read again where their file has changed",
+        "trellis_runtime/delivery/guard.py",
+        "(place, Path(place).stat().st_mtime_ns)",
+        "(place, 0)",
+        ("tests/test_fetch.py::test_roots_are_read_once_and_again_where_their_file_has_changed",),
+    ),
+    Mutant(
         "patches alone are turned by where they are, about their own centres",
         "trellis_runtime/engines/trellis2/models/dinov3.py",
         "torch.arange(0.5, count, **on)",
@@ -1370,11 +1377,13 @@ _WEIGHTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
-        "positions are computed where they have values",
+        "positions are computed where they need no compiler of torch's",
         f"{_LOADING}/checkpoints.py",
         '            asked["device"] = "cpu"',
         "            pass",
-        ("tests/test_joints_engine.py::test_resolutions_reach_every_part",),
+        (
+            "tests/test_weights_dinov3.py::test_a_start_imports_the_removers_code_where_there_is_a_remover_alone",
+        ),
     ),
     Mutant(
         "a description that no class takes is told with its file's name",

@@ -21,6 +21,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import certifi
@@ -194,7 +196,18 @@ def _pool_classes(guard: Guard) -> dict[str, type[HTTPConnectionPool]]:
 
 
 def _tls() -> ssl.SSLContext:
-    """Trust certifi's roots and the machine's, those of SSL_CERT_FILE among them."""
+    """Trust certifi's roots and the machine's, those of SSL_CERT_FILE among them.
+
+    Reading them takes a core 0.1 s, and a job makes a dozen requests: they are read again only
+    where they lie elsewhere, or have changed.
+    """
+    known = ssl.get_default_verify_paths()  # by the environment of now
+    places = [place for place in (known.cafile, known.capath, certifi.where()) if place]
+    return _trusting(tuple((place, Path(place).stat().st_mtime_ns) for place in places))
+
+
+@lru_cache(maxsize=1)
+def _trusting(_roots: tuple[tuple[str, int], ...]) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context

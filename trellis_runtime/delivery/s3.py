@@ -77,7 +77,7 @@ class S3Store:
         tried = _Tried(name, key, sha256, self._is_there(key, scope))
         self._tried.append(tried)
         try:
-            etag = self._put_first(tried, data, scope, self._facts(name, data, content_type))
+            etag = self._put_first(tried, data, scope, self._facts(tried, data, content_type))
         except StorageFailed as err:
             scope.check()
             if not self._arrived(tried):
@@ -206,8 +206,8 @@ class S3Store:
                 "one meanwhile; send the job again to be answered with that"
             ) from None
 
-    def _facts(self, name: str, data: bytes, content_type: str) -> dict[str, Any]:
-        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "run": self._run}
+    def _facts(self, tried: _Tried, data: bytes, content_type: str) -> dict[str, Any]:
+        metadata = {"sha256": tried.sha256, "run": self._run}
         if self._request:
             metadata["request"] = self._request
         shown = self.folder.replace("/", "-")
@@ -215,7 +215,7 @@ class S3Store:
         return ends | {
             "ContentType": content_type,
             "ContentMD5": _md5(data),
-            "ContentDisposition": f'attachment; filename="{shown}-{name}"',
+            "ContentDisposition": f'attachment; filename="{shown}-{tried.name}"',
             "Metadata": metadata,
         }
 

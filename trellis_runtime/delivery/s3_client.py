@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -53,6 +55,20 @@ _TAKES_BUCKET_IN_HOST = re.compile(
     r"scw\.cloud|vultrobjects\.com|upcloudobjects\.com|exo\.io|cubbit\.eu|idrivee2.*\.com)|"
     r"storage\.googleapis\.com|fly\.storage\.tigris\.dev)"
 )
+
+
+_CONNECTING = threading.Lock()
+
+
+@cache
+def _session() -> boto3.session.Session:
+    """Return what has read S3's description, which takes a core 0.1 s; it holds no connection."""
+    return boto3.session.Session()
+
+
+def _client(*args: Any, **kwargs: Any) -> Any:
+    with _CONNECTING:  # a session is not for several threads at once; its clients are
+        return _session().client(*args, **kwargs)
 
 
 def refusal(call: str, status: int, code: str, field: str | None) -> StorageFailed:
@@ -182,7 +198,7 @@ class S3Client:
         secret = bucket.secret_access_key or SecretStr("")
         identity = bucket.access_key_id or SecretStr("")
         try:
-            client = boto3.session.Session().client(
+            client = _client(
                 "s3",
                 endpoint_url=bucket.endpoint_url,
                 aws_access_key_id=identity.get_secret_value(),
