@@ -30,8 +30,9 @@ READERS = {
     "ply": "trimesh",
     "stl": "trimesh",
     "3mf": "lib3mf",
+    "hulls": "Khronos' validator, trimesh",
 }
-"""Who reads each kind of file in tests/test_formats.py and tests/test_glb.py."""
+"""Who reads each kind of file in tests/test_formats.py, test_glb.py and test_hulls.py."""
 
 FINISHES: list[dict[str, Any]] = [
     {"name": "as-asked"},
@@ -42,6 +43,7 @@ FINISHES: list[dict[str, Any]] = [
     {"name": "look", "format": "usdz", "texture_format": "jpeg", "decimation_target": 100_000},
     {"name": "blender", "format": "obj"},
     {"name": "points", "format": "ply"},
+    {"name": "solid", "format": "hulls", "hulls": 16},
 ]  # fmt: skip
 PRINTED: list[dict[str, Any]] = [
     {"name": "print", "format": "stl", "decimation_target": 200_000},

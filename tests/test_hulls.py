@@ -81,6 +81,14 @@ def test_the_hulls_cover_the_surface_and_are_the_same_each_time() -> None:
     assert outside.max() < 0.02  # a voxel
 
 
+def test_a_mesh_larger_than_a_pipe_and_than_what_hulls_are_found_for() -> None:
+    mesh = angle_iron()
+    while len(mesh.faces) < 60_000:
+        mesh = mesh.subdivide()
+    hulls = convex_hulls(as_asset(mesh), 4, JobScope("x"))
+    assert sum(body.volume for body in bodies(hulls)) == pytest.approx(mesh.volume, rel=0.12)
+
+
 def test_the_file_is_clean_and_names_each_hull_as_unreal_does(
     khronos: Callable[[bytes], None],
 ) -> None:

@@ -1190,8 +1190,8 @@ _FORMATS: tuple[Mutant, ...] = (
     Mutant(
         "finding hulls has an end",
         "trellis_runtime/assets/hulls.py",
-        "        if deadline.passed:",
-        "        if False:",
+        "            if deadline.passed:",
+        "            if False:",
         (f"{_HULLS}test_a_process_that_takes_too_long_is_ended",),
     ),
     Mutant(

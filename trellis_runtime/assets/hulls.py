@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,19 @@ def convex_hulls(
 def _asked(request: bytes, scope: JobScope, timeout_s: float) -> bytes:
     """Return the child's answer; the child is ended with the time, or the job."""
     deadline = Deadline.after(min(timeout_s, scope.deadline.remaining()))
-    child = subprocess.Popen(  # noqa: S603 - our own code, no input of a caller
-        [sys.executable, "-c", _RUN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    # A file, since `communicate` forgets the rest of its input where it has to be called again.
+    with tempfile.TemporaryFile() as given:
+        given.write(request)
+        given.seek(0)
+        child = subprocess.Popen(  # noqa: S603 - our own code, no input of a caller
+            [sys.executable, "-c", _RUN],
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
     with child:
         try:
-            answer = _answer(child, request, scope, deadline)
+            answer = _answer(child, scope, deadline)
         finally:
             child.kill()
     if child.returncode != 0 or not answer:
@@ -86,18 +91,14 @@ def _asked(request: bytes, scope: JobScope, timeout_s: float) -> bytes:
     return answer
 
 
-def _answer(
-    child: subprocess.Popen[bytes], request: bytes, scope: JobScope, deadline: Deadline
-) -> bytes:
-    given: bytes | None = request
+def _answer(child: subprocess.Popen[bytes], scope: JobScope, deadline: Deadline) -> bytes:
     while True:
         try:
-            return child.communicate(given, timeout=_LOOK_S)[0]
+            return child.communicate(timeout=_LOOK_S)[0]
         except subprocess.TimeoutExpired:
-            given = None  # it is on its way
-        scope.check()
-        if deadline.passed:
-            raise FileRejected("finding the convex hulls took too long")
+            scope.check()
+            if deadline.passed:
+                raise FileRejected("finding the convex hulls took too long") from None
 
 
 def _unpacked(answer: bytes) -> list[Hull]:
