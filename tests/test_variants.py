@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 import requests
 
+from examples.save_answer import save
 from tests.generations import WithinGeneration
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, SeaweedFs
@@ -22,8 +23,10 @@ from tests.test_delivery import handle as handle_on_platform
 from tests.test_delivery import worker as platform_worker
 from tests.test_finishes import PLAIN, Watched
 from tests.test_quality_retries import GOOD, LEAKY, Measuring
+from tests.test_server import serving
 from tests.test_server_endpoint import Endpoint, beside, ended, submit
 from tests.test_worker import FILES, QUICK, handle, start
+from trellis_runtime.cli.parser import main
 from trellis_runtime.contract.answer import ANSWERS, VariantsResult
 from trellis_runtime.contract.engine import Asset, Generation
 from trellis_runtime.contract.files import file_called, files_told
@@ -338,3 +341,41 @@ def test_variants_come_through_the_sdk(tmp_path: Path) -> None:
     for told in record.output["variants"]:
         data = base64.b64decode(told["artifact"]["base64"])
         assert hashlib.sha256(data).hexdigest() == told["artifact"]["sha256"]
+
+
+def test_the_local_server_counts_shows_and_deletes_variants_and_their_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(tmp_path) as url:
+        asked = of_seeds(1, 2) | {"keep": "latents"}
+        job = requests.post(f"{url}/jobs", json=asked, timeout=30).json()["id"]
+        view = ended(url, job)
+        assert view["state"] == "done"
+        page = requests.get(f"{url}/metrics", timeout=9).text
+        assert 'trellis2_degradation_total{level="0",rung="as_asked"} 2.0' in page
+        assert 'trellis2_jobs_total{code="",outcome="done"} 1.0' in page
+        line = requests.get(f"{url}/jobs", timeout=9).json()[0]
+        assert line["summary"]["seed"] == 1
+        folder = next(tmp_path.rglob("v0-model.glb")).parent
+        assert main(["show", str(folder)]) == 0
+        assert "seed 2" in capsys.readouterr().out
+        lying = {p.parent.name for p in tmp_path.rglob("latents.npz")}
+        assert lying == {f"{job}-v0", f"{job}-v1"}
+        kept = view["answer"]["variants"][1]["kept"]["id"]
+        later = requests.post(
+            f"{url}/generate",
+            json={"finish_of": kept, "output": {"preview": False}},
+            timeout=60,
+        ).json()
+        assert later["artifact"]["sha256"] == view["answer"]["variants"][1]["artifact"]["sha256"]
+        gone = requests.post(f"{url}/generate", json={"finish_of": "nobody"}, timeout=60)
+        assert (gone.status_code, gone.json()["code"]) == (404, "latents_gone")
+        requests.delete(f"{url}/jobs/{job}", timeout=9).raise_for_status()
+        assert not list(tmp_path.rglob("latents.npz"))
+
+
+def test_the_example_saves_each_variant_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    answer = handle(start(tmp_path / "there"), of_seeds(1, 2, delivery="inline"))
+    written = save(answer, tmp_path / "out")
+    named = [path.relative_to(tmp_path / "out").as_posix() for path in written]
+    assert named == ["v0/model.glb", "v1/model.glb"]
