@@ -287,8 +287,8 @@ class Pipeline:
 def _weigh(request: GenerationRequest, engine: Engine, scope: JobScope) -> None:
     """Give the stages of a job their shares of its progress, none to those that it does not run."""
     scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
-    if request.keep is not None or request.finish_of is not None:
-        scope.weights[Stage.LATENTS] = 2
+    if request.keep is None and request.finish_of is None:
+        scope.weights[Stage.LATENTS] = 0
     if request.finish_of is not None:
         sampled = ENGINE_STAGES[: ENGINE_STAGES.index(engine.resumes_at)]
         scope.weights |= dict.fromkeys((Stage.IMAGE, *sampled), 0.0)
