@@ -29,9 +29,9 @@ from tests.test_worker import FILES, QUICK, handle, start
 from trellis_runtime.cli.parser import main
 from trellis_runtime.contract.answer import ANSWERS, VariantsResult
 from trellis_runtime.contract.engine import Asset, Generation
-from trellis_runtime.contract.files import file_called, files_told
+from trellis_runtime.contract.files import file_called, files_told, in_variant, variant_name
 from trellis_runtime.contract.ladder import Plan
-from trellis_runtime.contract.request import MAX_SEED, parse_request, request_schema
+from trellis_runtime.contract.request import MAX_SEED, MOST_VARIANTS, parse_request, request_schema
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
@@ -315,6 +315,8 @@ def test_names_of_variants_files_lead_nowhere_else() -> None:
     for name in ("v1-answer.json", "v1-../a.glb", "v9-preview.png", "v1-v1-preview.png", "v1-"):
         assert file_called(name) is None
     assert file_called("v0-" * 5000) is None
+    last = variant_name(MOST_VARIANTS - 1)
+    assert file_called(in_variant(last, "preview.png")) is not None
 
 
 def test_an_endpoints_variants_come_to_this_machine(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class Pipeline:
         require_measured(request, self.engine)
         require_writable(request.output)
         require_keepable(request, delivery)
-        delivery.require_possible(request.output, scope)
+        delivery.require_possible(request.output, scope, keeps=request.keep is not None)
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
