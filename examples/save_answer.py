@@ -33,7 +33,7 @@ def contents(artifact: dict[str, Any]) -> bytes:
 
 def save(answer: dict[str, Any], folder: Path) -> list[Path]:
     """Write every file that `answer` tells of to `folder` and return their paths."""
-    if "error" in answer:
+    if answer.get("error"):
         raise ValueError(answer["error"])
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -47,6 +47,9 @@ def save(answer: dict[str, Any], folder: Path) -> list[Path]:
             path = folder / Path(told["file_name"]).name
             path.write_bytes(contents(told["artifact"]))
             written.append(path)
+    for variant in answer.get("variants", []):
+        if not variant["error"]:  # each into a folder of its own
+            written += save(variant, folder / Path(variant["name"]).name)
     return written
 
 

@@ -390,6 +390,14 @@ def test_what_is_over_its_time_is_swept_and_the_oldest_go_where_room_is_short(
     assert not (root / "latents/c").exists()
 
 
+def test_latents_that_a_disk_has_no_room_for_are_refused_in_words(tmp_path: Path) -> None:
+    asked = KEEPING | {"output": {"preview": False}}
+    answer = handle(start(tmp_path, TRELLIS2_KEEP_DISK_GB="0.0001"), asked)
+    assert (answer["code"], answer["field"]) == ("storage_failed", "keep")
+    assert "TRELLIS2_KEEP_DISK_GB" in answer["error"]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
 def test_latents_on_a_workers_own_disk_are_finished_while_they_are_there(tmp_path: Path) -> None:
     worker = platform_worker(tmp_path, **ON_PLATFORM)
     first = handle_on_platform(worker, "scratch", KEEPING | {"output": {"preview": False}})

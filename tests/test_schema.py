@@ -31,7 +31,8 @@ def test_any_json_is_a_request_or_a_clear_refusal(payload: object) -> None:
         assert err.message
         assert err.field
     else:
-        assert (request.image is None) != (request.image_url is None)
+        sources = (request.image, request.image_url, request.finish_of)
+        assert sum(source is not None for source in sources) == 1
 
 
 def test_defaults_are_upstreams() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trellis_runtime.cli.console import err_console, out_console, require_writable
-from trellis_runtime.contract.files import ANSWER, FORMATS
+from trellis_runtime.contract.files import ANSWER, FORMATS, models_told
 from trellis_runtime.contract.ladder import RUNGS
 from trellis_runtime.contract.levels import LOWEST_LEVEL
 from trellis_runtime.contract.request import (
@@ -126,7 +126,13 @@ def _request_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(args: argparse.Namespace) -> int:
     """Print the answer that a job left in its folder."""
-    _print_card(json.loads((args.folder / ANSWER.name).read_bytes()), None)
+    answer = json.loads((args.folder / ANSWER.name).read_bytes())
+    for model in models_told(answer):
+        _print_card(answer | model, None)
+    for variant in answer.get("variants", []):
+        if variant["error"]:
+            text = f"[yellow]seed {variant['seed']}: {variant['error']['text']}[/yellow]"
+            out_console.print(text, highlight=False, soft_wrap=True)
     return 0
 
 

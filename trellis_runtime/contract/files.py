@@ -145,3 +145,10 @@ def files_told(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         named = {told["file_name"] for told in variant.get("files") or []}
         for name, artifact in files_told(variant):
             yield name if name in named else in_variant(variant["name"], name), artifact
+
+
+def models_told(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what an answer (JSON) tells of each model: itself, or those of its variants."""
+    if "variants" not in answer:
+        return [answer]
+    return [variant for variant in answer["variants"] if not variant.get("error")]

@@ -47,7 +47,7 @@ _WEIGHTS: dict[Stage, float] = {
     Stage.DECODE: 10,
     Stage.BAKE: 20,
     Stage.FINISH: 20,  # for each finish; see `JobScope.weights`
-    Stage.LATENTS: 0,  # 2 where latents are kept or finished
+    Stage.LATENTS: 2,
     Stage.EXPORT: 5,
     Stage.PREVIEW: 3,
     Stage.STORE: 2,
@@ -77,7 +77,8 @@ class JobScope:
     parent: JobScope | None = None
     """The job's own scope, of one that is `aside`."""
     weights: dict[Stage, float] = field(default_factory=lambda: dict(_WEIGHTS))
-    """Each stage's share of the job's progress; finishes are of the job's own number."""
+    """Each stage's share of the job's progress; finishes are of the job's own number, and a
+    stage that it does not run has none."""
     variants: int = 1
     """How many times the stages behind the picture's are run."""
     _part_of_stage: tuple[float, float] = (0.0, 1.0)

@@ -87,8 +87,10 @@ class Delivery:
             return BucketLatents(bucket, kept_id)
         return LocalLatents(self.limits, kept_id)
 
-    def require_possible(self, output: Output, scope: JobScope) -> None:
+    def require_possible(self, output: Output, scope: JobScope, *, keeps: bool = False) -> None:
         """Find out what can be known of the place before anything is computed.
+
+        A job that `keeps` its latents needs the bucket for them, wherever its files go.
 
         Raises `InvalidInput` for a delivery that cannot succeed, and `StorageFailed` or
         `UrlRefused` for an address that cannot be used, and for a job's own bucket that cannot be
@@ -106,7 +108,8 @@ class Delivery:
         if self.s3_config is None:
             return
         bucket = self._bucket()
-        if bucket is not None and output.upload_url is None and output.delivery != "inline":
+        used = keeps or (output.upload_url is None and output.delivery != "inline")
+        if bucket is not None and used:
             bucket.check_link(scope)
 
     def require_fits(self, request: GenerationRequest) -> None:

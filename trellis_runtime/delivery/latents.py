@@ -21,10 +21,13 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from trellis_runtime.contract.files import variant_name
 from trellis_runtime.contract.latents import ARRAYS, FACTS
+from trellis_runtime.contract.request import MOST_VARIANTS
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.s3 import S3Store
 from trellis_runtime.delivery.storage import LocalStore, folder_of, sweep_partial
+from trellis_runtime.errors import StorageFailed
 from trellis_runtime.settings import DeliverySettings
 
 FOLDER = "latents"
@@ -101,7 +104,15 @@ class LocalLatents:
         self._store = LocalStore(self._root, kept_id)
 
     def put(self, facts: bytes, arrays: bytes, expires: datetime, scope: JobScope) -> None:
-        sweep_latents(self._settings, len(arrays) + len(facts))
+        size = len(arrays) + len(facts)
+        if size > self._settings.keep_disk_bytes:
+            raise StorageFailed(
+                f"the latents have {size} bytes; this worker keeps "
+                f"{self._settings.keep_disk_bytes} on its disk (TRELLIS2_KEEP_DISK_GB)",
+                field="keep",
+                retryable=False,
+            )
+        sweep_latents(self._settings, size)
         self._store.put(ARRAYS.name, arrays, ARRAYS.content_type, scope)
         self._store.put(FACTS.name, facts, FACTS.content_type, scope)
 
@@ -142,7 +153,8 @@ def sweep_latents(settings: DeliverySettings, wanted: int = 0) -> int:
 def forget_latents(root: Path, job_id: str) -> None:
     """Remove what is kept of a job and its variants on this machine."""
     whole = folder_of(job_id)
-    for name in (whole, *(folder_of(f"{whole}-v{number}") for number in range(8))):
+    variants = (folder_of(f"{whole}-{variant_name(n)}") for n in range(MOST_VARIANTS))
+    for name in (whole, *variants):
         shutil.rmtree(root / FOLDER / name, ignore_errors=True)
 
 

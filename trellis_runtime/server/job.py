@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trellis_runtime.contract.files import models_told
+
 Answer = dict[str, Any] | None
 Task = asyncio.Task[Answer]
 State = Literal["running", "done", "failed", "cancelled"]
@@ -89,6 +91,7 @@ def _summary(answer: Answer) -> dict[str, Any] | None:
         return None
     if "error" in answer:
         return {"error": answer["error"], "code": answer.get("code")}
+    answer = next(iter(models_told(answer)), answer)  # of variants the first
     return {
         "faces": answer.get("mesh", {}).get("faces"),
         "bytes": answer.get("artifact", {}).get("bytes"),

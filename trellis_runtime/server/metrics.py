@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from trellis_runtime.contract.files import files_told
+from trellis_runtime.contract.files import files_told, models_told
 from trellis_runtime.contract.levels import TEXTURE_LEVELS
 from trellis_runtime.delivery.storage import free_bytes
 from trellis_runtime.worker.worker import Worker
@@ -62,19 +62,23 @@ class Metrics:
         if "error" in answer:
             self._jobs.labels("failed", answer.get("code", "internal")).inc()
             return
-        given = answer["degradation"]
         self._jobs.labels("done", "").inc()
-        self._levels.labels(given["level"], given["rung"]).inc()
-        self._texture.inc(given["level"] in TEXTURE_LEVELS)
-        self._retries.inc(len(given["attempts"]))
+        for model in models_told(answer):
+            self._observe_model(model)
         self._seconds.observe(sum(answer["timings"].values()))
         for stage, seconds in answer["timings"].items():
             self._stages.labels(stage).observe(seconds)
-        self._vertices.observe(answer["mesh"]["vertices"])
-        self._faces.observe(answer["mesh"]["faces"])
-        if answer["vram"]:
-            self._peak.set(answer["vram"]["peak_bytes"])
         self._delivered.inc(sum(told["bytes"] for _, told in files_told(answer)))
+
+    def _observe_model(self, model: dict[str, Any]) -> None:
+        given = model["degradation"]
+        self._levels.labels(given["level"], given["rung"]).inc()
+        self._texture.inc(given["level"] in TEXTURE_LEVELS)
+        self._retries.inc(len(given["attempts"]))
+        self._vertices.observe(model["mesh"]["vertices"])
+        self._faces.observe(model["mesh"]["faces"])
+        if model["vram"]:
+            self._peak.set(model["vram"]["peak_bytes"])
 
     def page(self, worker: Worker | None) -> bytes:
         """Return the exposition, with the gauges as they are now."""

@@ -110,7 +110,7 @@ class Pipeline:
         """Return the result of `request`, delivered; raises a `WorkerError` otherwise."""
         self._require_makeable(request)
         require_keepable(request, delivery)
-        delivery.require_possible(request.output, scope)
+        delivery.require_possible(request.output, scope, keeps=request.keep is not None)
         if earlier := delivery.earlier_result(request.output, scope):
             finish(earlier)
             return earlier
@@ -299,8 +299,8 @@ class Pipeline:
 def _weigh(request: GenerationRequest, engine: Engine, scope: JobScope) -> None:
     """Give the stages of a job their shares of its progress, none to those that it does not run."""
     scope.weights[Stage.FINISH] *= len(request.output.all_finishes)
-    if request.keep is not None or request.finish_of is not None:
-        scope.weights[Stage.LATENTS] = 2
+    if request.keep is None and request.finish_of is None:
+        scope.weights[Stage.LATENTS] = 0
     if request.finish_of is not None:
         sampled = ENGINE_STAGES[: ENGINE_STAGES.index(engine.resumes_at)]
         scope.weights |= dict.fromkeys((Stage.IMAGE, *sampled), 0.0)
