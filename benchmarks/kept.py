@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ def keep_mesh(baked: Baked, path: Path) -> None:
         arrays |= {"uvs": baked.uvs.float(), "base_color": _as_webp(baked.base_color)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        np.savez_compressed(file, **{name: array.cpu().numpy() for name, array in arrays.items()})
+        given: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
+        np.savez_compressed(file, **given)
 
 
 def read_mesh(path: Path) -> GlbContent:
