@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.kept import KeptName, keep_mesh
 from benchmarks.quality import best_device, from_asset, from_upstream, full_report, voxel_sampler
 from benchmarks.shapes import SHAPES, Shape, cached_shape
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
@@ -105,9 +106,16 @@ def decoded_of(shape: Shape) -> Decoded:
 
 
 def rows(
-    shapes: list[Shape], sides: dict[str, Baker | None], wish: Wish, bakes: int
+    shapes: list[Shape],
+    sides: dict[str, Baker | None],
+    wish: Wish,
+    bakes: int,
+    keep: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield one row a shape; `bakes`: how often ours is baked, to see whether bytes differ."""
+    """Yield one row a shape.
+
+    bakes: how often ours is baked, to see whether bytes differ. keep: folder for what was baked.
+    """
     for shape in shapes:
         decoded = decoded_of(shape)
         row: dict[str, Any] = {
@@ -117,11 +125,15 @@ def rows(
         }
         for name, baker in sides.items():
             times = bakes if name == "ours" else 1
-            row[name] = None if baker is None else _side(decoded, baker, wish, times)
+            kept = KeptName(shape.name, shape.resolution, name)
+            path = None if keep is None else kept.path(keep)
+            row[name] = None if baker is None else _side(decoded, baker, wish, times, path)
         yield row
 
 
-def _side(decoded: Decoded, baker: Baker, wish: Wish, times: int) -> dict[str, Any]:
+def _side(
+    decoded: Decoded, baker: Baker, wish: Wish, times: int, keep: Path | None
+) -> dict[str, Any]:
     """Bake `times` times; the report is the last one's, the seconds are the fastest's."""
     seconds, digests = [], set()
     peak, baked = 0, None
@@ -138,6 +150,8 @@ def _side(decoded: Decoded, baker: Baker, wish: Wish, times: int) -> dict[str, A
         assert baked is not None
         lookup = voxel_sampler(decoded, wish.device)
         report = full_report(baked, lookup, wish.faces)
+        if keep is not None:
+            keep_mesh(baked, keep)
     except Exception as err:  # noqa: BLE001 - a side that fails is a result, not the suite's end
         return {"error": f"{type(err).__name__}: {str(err)[:200]}"}
     return report | {
@@ -219,6 +233,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-upstream", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("shapes"), help="folder for shapes")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
+    parser.add_argument("--keep", type=Path, help="folder for the meshes, to draw pictures of them")
     return parser.parse_args()
 
 
@@ -232,7 +247,7 @@ def main() -> None:
         pass  # kernels are compiled, libraries loaded
     found: list[dict[str, Any]] = []
     for shape in _shapes(asked.shapes, asked.resolutions, asked.cache):
-        for row in rows([shape], sides, wish, asked.bakes):
+        for row in rows([shape], sides, wish, asked.bakes, asked.keep):
             found.append(row)
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
             if asked.out:

@@ -81,7 +81,7 @@ def turntable(
 
 
 def _frame(scene: _Scene, yaw: float, size: int, oversampling: int) -> Image.Image:
-    camera = _Camera.around(scene.content.positions, yaw)
+    camera = Camera.around(scene.content.positions, yaw)
     wide = size * oversampling
     colors = np.concatenate([scene.trace(camera, rows, wide) for rows in _bands(wide)])
     averaged = colors.reshape(size, oversampling, size, oversampling, 3).mean(axis=(1, 3))
@@ -93,14 +93,21 @@ def _bands(rows: int, height: int = 128) -> list[range]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Camera:
+class Camera:
+    """An eye at `position` (3,), with unit vectors (3,) to its right, upwards and to the front."""
+
     position: Vectors
     right: Vectors
     up: Vectors
     forward: Vectors
 
+    @property
+    def reach(self) -> float:
+        """Half of what is seen, across, at one unit before the eye."""
+        return float(np.tan(np.radians(_FIELD_OF_VIEW_DEGREES / 2)))
+
     @classmethod
-    def around(cls, points: NDArray[np.float32], yaw_degrees: float) -> _Camera:
+    def around(cls, points: NDArray[np.float32], yaw_degrees: float) -> Camera:
         """Look at the middle of `points` from where all of them are in view."""
         low, high = points.min(axis=0), points.max(axis=0)
         centre = (low + high).astype(np.float64) / 2
@@ -114,9 +121,8 @@ class _Camera:
 
     def rays(self, rows: range, size: int) -> Vectors:
         """Return unit directions through the pixels of `rows`, (len(rows) * size, 3)."""
-        reach = np.tan(np.radians(_FIELD_OF_VIEW_DEGREES / 2))
-        across = ((np.arange(size) + 0.5) / size * 2 - 1) * reach
-        along = (1 - (np.asarray(rows) + 0.5) / size * 2) * reach
+        across = ((np.arange(size) + 0.5) / size * 2 - 1) * self.reach
+        along = (1 - (np.asarray(rows) + 0.5) / size * 2) * self.reach
         x, y = np.meshgrid(across, along)
         directions = self.forward + x[..., None] * self.right + y[..., None] * self.up
         return _unit(directions.reshape(-1, 3))
@@ -134,7 +140,7 @@ class _Scene:
         self._bumps = _pixels(content.normal_map)
         self._occlusion = _pixels(content.occlusion)
 
-    def trace(self, camera: _Camera, rows: range, size: int) -> Vectors:
+    def trace(self, camera: Camera, rows: range, size: int) -> Vectors:
         """Return linear colours (len(rows), size, 3)."""
         directions = camera.rays(rows, size)
         origins = np.broadcast_to(camera.position, directions.shape)

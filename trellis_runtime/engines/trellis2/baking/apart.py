@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.connectivity import (
-    exact_sum_by,
+    BLOCK,
+    Pairs,
+    exact_sum_in_blocks,
     half_edges,
     vertex_normals,
 )
@@ -19,7 +21,7 @@ _WELD = 1e-6  # of the mesh's size, or of 1 where it is smaller: what counts as 
 _ROUNDS = 8
 
 
-def move_apart(points: Tensor, faces: Tensor, step: float) -> Tensor:
+def move_apart(points: Tensor, faces: Tensor, step: float, block: int = BLOCK) -> Tensor:
     """Return points (V, 3) no two of which a welding at a millionth would join, whatever its grid.
 
     Those that meet move on along their normals, and a little towards their neighbours' middle;
@@ -31,15 +33,15 @@ def move_apart(points: Tensor, faces: Tensor, step: float) -> Tensor:
         met = _meeting(points, cell)
         if len(met) == 0:
             return points
-        way = _ways_out(points, faces, met) if number < _ROUNDS // 2 else _any_ways(met)
+        way = _ways_out(points, faces, met, block) if number < _ROUNDS // 2 else _any_ways(met)
         rank = _rank(points[met], cell)[:, None] + 1
         points = points.index_add(0, met, (way * (step * (number + 1) * rank / 2)).float())
     raise MeshRejected("parts of the surface lie within a millionth of one another in great number")
 
 
-def _ways_out(points: Tensor, faces: Tensor, met: Tensor) -> Tensor:
-    inwards = (_neighbours_middle(points, faces) - points)[met]
-    normals = vertex_normals(points, faces)[met]
+def _ways_out(points: Tensor, faces: Tensor, met: Tensor, block: int) -> Tensor:
+    inwards = (_neighbours_middle(points, faces, block) - points)[met]
+    normals = vertex_normals(points, faces, block)[met]
     return normals + 0.5 * torch.nn.functional.normalize(inwards, dim=1)
 
 
@@ -83,8 +85,14 @@ def _rank(points: Tensor, cell: float) -> Tensor:
     return rank
 
 
-def _neighbours_middle(points: Tensor, faces: Tensor) -> Tensor:
-    edges = half_edges(faces.long())
-    sums = exact_sum_by(edges[:, 0], points[edges[:, 1]].double(), len(points))
-    number = torch.bincount(edges[:, 0], minlength=len(points)).clamp(min=1)
-    return (sums / number[:, None]).to(points.dtype)
+def _neighbours_middle(points: Tensor, faces: Tensor, block: int) -> Tensor:
+    def edges() -> Pairs:
+        for part in torch.split(faces, max(1, block // 3)):
+            ends = half_edges(part.long())
+            yield ends[:, 0], points[ends[:, 1]].double()
+
+    sums = exact_sum_in_blocks(edges, len(points))
+    number = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    for part in torch.split(faces, block):
+        number += torch.bincount(part.reshape(-1), minlength=len(points))
+    return (sums / number.clamp(min=1)[:, None]).to(points.dtype)

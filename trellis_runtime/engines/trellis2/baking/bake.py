@@ -33,7 +33,7 @@ from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.request import AlphaChoice, DetailMap, Shell
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.engines.trellis2.baking.alpha import find_transparency, vertex_transparency
-from trellis_runtime.engines.trellis2.baking.connectivity import vertex_normals
+from trellis_runtime.engines.trellis2.baking.connectivity import BLOCK, vertex_normals
 from trellis_runtime.engines.trellis2.baking.decimation import decimate, decimation_bytes
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded, DecodedSurface
 from trellis_runtime.engines.trellis2.baking.detail import (
@@ -67,6 +67,7 @@ from trellis_runtime.logs import logger
 _HOLE_PERIMETER = 3e-2  # upstream's bound on what is a hole and no opening
 _HOLE_VOXELS = 16.0  # around a hole, where voxels are larger than upstream's bound was made for
 _GEOMETRY_STEPS, _STEPS = 4, 7
+_SMALL_BLOCK = 1 << 19  # half-edges at a time, where memory is short
 _BUDGET = 256 << 20
 _SMALL_BUDGET = 32 << 20
 _TREE_BYTES_PER_FACE = 200
@@ -92,6 +93,11 @@ class BakeOptions:
     remesh_band: int = 1
     maps: tuple[DetailMap, ...] = ()
     chunked: bool = False
+
+    @property
+    def block(self) -> int:
+        """How many half-edges are looked at at a time."""
+        return _SMALL_BLOCK if self.chunked else BLOCK
 
     @classmethod
     def of(cls, plan: Plan) -> BakeOptions:
@@ -211,8 +217,13 @@ def geometry_bytes(faces: int, options: BakeOptions) -> int:
 
 
 def _surface_bytes(faces: int, options: BakeOptions) -> int:
-    closing = shells_bytes(faces) if options.shell == "closed" else faces * _TREE_BYTES_PER_FACE
-    return max(closing, decimation_bytes(faces))
+    block = options.block
+    if options.shell == "remeshed":
+        return max(faces * _TREE_BYTES_PER_FACE, decimation_bytes(faces, block))
+    if options.shell == "double_sided":
+        return max(shells_bytes(faces, block), decimation_bytes(faces, block))
+    both = 36 * faces + decimation_bytes(2 * faces, block)  # of an open surface both sides stay
+    return max(shells_bytes(faces, block), both)
 
 
 class _Steps:
@@ -267,27 +278,27 @@ class _GeometryBake:
 
     def _shape(self) -> tuple[Tensor, Tensor]:
         """Return vertices (V, 3) and faces (F, 3) of the asset's surface, within the budget."""
-        voxel = 1 / self.decoded.resolution
+        voxel, block = 1 / self.decoded.resolution, self.options.block
         need = _surface_bytes(len(self.decoded.faces), self.options)
         where = _device_for(self.device, "closing the surface", need, self.options, self.scope)
         source = self.decoded.vertices.to(where), self.decoded.faces.to(where)
         with self._part("holes"):
             limit = max(_HOLE_PERIMETER, _HOLE_VOXELS * voxel)
-            vertices, faces = fill_holes(*source, limit)
+            vertices, faces = fill_holes(*source, limit, block)
         with self._part("shells"):
             vertices, faces = self._closed(vertices, faces, voxel)
         with self._part("decimate"):
-            small = decimate(vertices, faces, self.options.decimation_target)
+            small = decimate(vertices, faces, self.options.decimation_target, block=block)
             vertices, faces = small.vertices, small.faces
             if self.options.shell != "double_sided":
-                mended = repair_shells(vertices, faces, voxel)
+                mended = repair_shells(vertices, faces, voxel, block)
                 vertices, faces = mended.vertices, mended.faces
         return vertices.to(self.device), faces.to(self.device)
 
     def _closed(self, vertices: Tensor, faces: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
         options = self.options
         if options.shell == "double_sided":
-            return orient_double_sided(vertices, faces)
+            return orient_double_sided(vertices, faces, options.block)
         if options.shell == "remeshed":
             side = min(self.decoded.resolution, options.remesh_resolution)
             surface = Surface(vertices, faces)
@@ -295,7 +306,9 @@ class _GeometryBake:
         clear, thickness = None, options.min_thickness
         if self.colors is not None:
             clear = clear_faces(vertices, faces, self.colors, options.alpha_mode)
-        shells = close_surface(vertices, faces, voxel, min_thickness=thickness, clear=clear)
+        shells = close_surface(
+            vertices, faces, voxel, min_thickness=thickness, clear=clear, block=options.block
+        )
         self.hidden = shells.report.hidden_faces + shells.report.enclosed_faces
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
         return shells.vertices, shells.faces

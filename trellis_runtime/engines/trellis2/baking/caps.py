@@ -6,77 +6,102 @@ import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.connectivity import (
+    BLOCK,
     connected_components,
-    edge_keys,
     exact_sum_by,
     half_edge_vertices,
+    marked,
     numbered,
+    sorted_edges,
+    taken,
 )
 
 _Mesh = tuple[Tensor, Tensor]
 
 
-def cap_loops(points: Tensor, faces: Tensor, joined: Tensor) -> tuple[_Mesh, Tensor]:
+def cap_loops(
+    points: Tensor, faces: Tensor, joined: Tensor, block: int = BLOCK
+) -> tuple[_Mesh, Tensor]:
     """Close each loop of open half-edges by a fan around its middle.
 
-    points (V, 3), faces (F, 3) int64. joined (P, 2): half-edges that face each other; all others
-    are open. Every vertex has as many open edges in as out, as the corners of kept sides have it.
+    points (V, 3), faces (F, 3). joined (P, 2): half-edges that face each other; all others are
+    open. Every vertex has as many open edges in as out, as the corners of kept sides have it.
     Returns the mesh, the fans last, and `joined` with what was joined here.
     """
-    is_open = torch.ones(3 * len(faces), dtype=torch.bool, device=faces.device)
-    is_open[joined.reshape(-1)] = False
-    boundary = is_open.nonzero()[:, 0]
+    boundary = (~marked(joined, 3 * len(faces), block)).nonzero()[:, 0]
+    if len(boundary) == 0:
+        return (points, faces), joined
     start, end = half_edge_vertices(faces, boundary).unbind(1)
-    loop, count = numbered(connected_components(start, end, len(points))[start])
+    loop, count = numbered(connected_components(start, end, len(points), block)[start.long()])
     number = torch.bincount(loop, minlength=count)[:, None]
-    middle = exact_sum_by(loop, points[start].double(), count) / number
-    fans = torch.stack([end, start, len(points) + loop], 1)
+    middle = exact_sum_by(loop, points[start.long()].double(), count) / number
+    fans = torch.stack([end, start, len(points) + loop], 1).to(faces.dtype)
     base = 3 * (len(faces) + torch.arange(len(fans), device=faces.device))
     mesh = torch.cat([points, middle.to(points.dtype)]), torch.cat([faces, fans])
-    return mesh, torch.cat([joined, torch.stack([boundary, base], 1)])
+    return mesh, torch.cat([joined, torch.stack([boundary, base], 1).to(joined.dtype)])
 
 
-def split_pillows(points: Tensor, faces: Tensor, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_pillows(
+    points: Tensor, faces: Tensor, joined: Tensor, block: int = BLOCK
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put a vertex into the middle of both faces of each pillow, and return `joined` as it is then.
 
     A pillow is a lone triangle's two sides: two faces of the same three vertices, which are no
-    simplicial complex and enclose nothing. joined (P, 2) int64: half-edges that face each other.
+    simplicial complex and enclose nothing. joined (P, 2): half-edges that face each other.
     """
-    mate = torch.full((3 * len(faces),), -1, device=faces.device)
-    mate[joined[:, 0]], mate[joined[:, 1]] = joined[:, 1] // 3, joined[:, 0] // 3
-    mate = mate.reshape(-1, 3)
-    found = ((mate == mate[:, :1]).all(1) & (mate[:, 0] >= 0)).nonzero()[:, 0]
+    found = _pillows(faces, joined, block)
     if len(found) == 0:
         return points, faces, joined
     a, b, c = faces[found].unbind(1)
-    middle = len(points) + torch.arange(len(found), device=faces.device)
+    middle = (len(points) + torch.arange(len(found), device=faces.device)).to(faces.dtype)
     faces = faces.clone()
     faces[found] = torch.stack([a, b, middle], 1)
     more = [torch.stack([b, c, middle], 1), torch.stack([c, a, middle], 1)]
     base = 3 * (len(faces) + torch.arange(len(found), device=faces.device))
-    place = torch.arange(3 * len(faces), device=faces.device)
-    place[3 * found + 1], place[3 * found + 2] = base, base + 3 * len(found)
-    points = torch.cat([points, points[torch.stack([a, b, c], 1)].mean(1)])
-    return points, torch.cat([faces, *more]), place[joined]
+    place = torch.arange(3 * len(faces), device=faces.device, dtype=joined.dtype)
+    place[3 * found + 1] = base.to(place.dtype)
+    place[3 * found + 2] = (base + 3 * len(found)).to(place.dtype)
+    points = torch.cat([points, points[torch.stack([a, b, c], 1).long()].mean(1)])
+    moved = taken(place, joined.reshape(-1), block).reshape(-1, 2)
+    return points, torch.cat([faces, *more]), moved
 
 
-def split_doubled(points: Tensor, faces: Tensor, joined: Tensor) -> _Mesh:
+def _pillows(faces: Tensor, joined: Tensor, block: int) -> Tensor:
+    """Return the faces (N,) int64 all of whose edges are joined to one and the same, once each."""
+    mate = torch.full((3 * len(faces),), -1, dtype=torch.int32, device=faces.device)
+    for part in torch.split(joined, block):
+        one, other = part.long().unbind(1)
+        mate[one], mate[other] = (other // 3).int(), (one // 3).int()
+    mate = mate.reshape(-1, 3)
+    alike = (mate[:, 0] == mate[:, 1]) & (mate[:, 1] == mate[:, 2])
+    return (alike & (mate[:, 0] >= 0)).nonzero()[:, 0]
+
+
+def split_doubled(points: Tensor, faces: Tensor, joined: Tensor, block: int = BLOCK) -> _Mesh:
     """Split the edges that stand doubled, each pair of faces at a vertex of its own.
 
     Two vertices can be joined by several edges of one oriented surface: each has one face on
     either side, and only their ends are the same. A vertex in the middle of each tells them apart.
-    joined (P, 2) int64: half-edges that face each other.
+    joined (P, 2): half-edges that face each other.
     """
-    keys = edge_keys(faces, len(points))[joined[:, 0]]
-    _, edge, uses = keys.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
-    doubled = joined[uses[edge] > 1]
+    doubled = joined[_doubled(faces, joined[:, 0], len(points), block)].long()
     if len(doubled) == 0:
         return points, faces
-    middle = points[half_edge_vertices(faces, doubled[:, 0])].mean(1)
-    new = torch.full((3 * len(faces),), -1, device=faces.device)
-    number = len(points) + torch.arange(len(doubled), device=faces.device)
+    middle = points[half_edge_vertices(faces, doubled[:, 0]).long()].mean(1)
+    new = torch.full((3 * len(faces),), -1, device=faces.device, dtype=faces.dtype)
+    number = (len(points) + torch.arange(len(doubled), device=faces.device)).to(faces.dtype)
     new[doubled[:, 0]], new[doubled[:, 1]] = number, number
     return torch.cat([points, middle]), _subdivided(faces, new.reshape(-1, 3))
+
+
+def _doubled(faces: Tensor, edges: Tensor, vertices: int, block: int) -> Tensor:
+    """Return which of the half-edges `edges` (P,) lie on an edge with another of them, bool."""
+    doubled = torch.zeros(len(edges), dtype=torch.bool, device=faces.device)
+    for which, keys in sorted_edges(faces, vertices, block, edges):
+        same = keys[1:] == keys[:-1]
+        doubled[which[1:][same]] = True
+        doubled[which[:-1][same]] = True
+    return doubled
 
 
 def _subdivided(faces: Tensor, new: Tensor) -> Tensor:

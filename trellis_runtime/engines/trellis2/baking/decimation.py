@@ -14,6 +14,8 @@ mesh ends with `target` faces, or one less where every collapse takes two.
 Costs are in `quadrics`. A collapse keeps the topology where the ends' common neighbours are just
 the tips of the faces that go (the link condition: Dey, Edelsbrunner, Guha and Nekhayev, Topology
 Preserving Edge Contraction, 1999).
+
+Long because rounds, edges and what is around a vertex are one way down, judged together.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ import warp
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking import decimation_kernels as kernels
-from trellis_runtime.engines.trellis2.baking.connectivity import edge_keys
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    BLOCK,
+    boundary_and_nonmanifold_edges,
+    marked,
+    sorted_edges,
+    taken,
+    vertex_blocks,
+)
 from trellis_runtime.engines.trellis2.baking.nearest import launch
 from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
 
@@ -39,7 +48,7 @@ _SLIVER = 0.01  # least evenness that a collapse may give a face: 1 is equilater
 _THINNEST = 1e-8  # evenness that is told from a line
 _SAMPLES = 1 << 16  # costs that a round's bound is read off
 _NEVER = 0x7FFFFFFFFFFFFFFF
-_BYTES_PER_FACE = 300
+_BYTES_PER_FACE, _BYTES_PER_HALF_EDGE = 180, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +60,9 @@ class Decimated:
     rounds: int
 
 
-def decimation_bytes(faces: int) -> int:
+def decimation_bytes(faces: int, block: int = BLOCK) -> int:
     """Return how much memory decimating `faces` faces takes at its peak, beside the inputs."""
-    return faces * _BYTES_PER_FACE
+    return faces * _BYTES_PER_FACE + min(block, 3 * faces) * _BYTES_PER_HALF_EDGE
 
 
 def decimate(
@@ -62,15 +71,17 @@ def decimate(
     target: int,
     *,
     progress: Callable[[int], None] | None = None,
+    block: int = BLOCK,
 ) -> Decimated:
     """Return the mesh with at most `target` faces, or as few as its topology allows.
 
     vertices (V, 3) float32, faces (F, 3). Closed manifolds stay closed manifolds of the same genus;
     boundaries stay where they are as far as the budget allows. `progress` is told the number of
-    faces after each round.
+    faces after each round. block: half-edges that are looked at at a time; it changes memory, and
+    nothing of the result.
     """
     warp.init()  # does its work once
-    mesh = _Mesh.begin(vertices, faces)
+    mesh = _Mesh.begin(vertices, faces, block)
     rounds, share = 0, _SHARE
     while len(mesh.faces) > target:
         before = len(mesh.faces)
@@ -92,18 +103,20 @@ def decimate(
 class _Mesh:
     """A mesh on its way down: vertices, faces, and a quadric for each vertex."""
 
-    def __init__(self, vertices: Tensor, faces: Tensor, quadrics: Tensor) -> None:
+    def __init__(self, vertices: Tensor, faces: Tensor, quadrics: Tensor, block: int) -> None:
         self.vertices, self.faces, self.quadrics = vertices, faces, quadrics
-        self.sliver = _SLIVER
+        self.sliver, self.block = _SLIVER, block
 
     @classmethod
-    def begin(cls, vertices: Tensor, faces: Tensor) -> _Mesh:
+    def begin(cls, vertices: Tensor, faces: Tensor, block: int) -> _Mesh:
         a, b, c = faces.unbind(1)
         real = (a != b) & (b != c) & (c != a)
         quadrics = vertices.new_zeros((len(vertices), NUMBERS), dtype=torch.float64)
-        mesh = cls(vertices.float().clone().contiguous(), faces[real].int().contiguous(), quadrics)
-        around = _Around.of(mesh.faces, len(mesh.vertices))
-        given = [*mesh._arrays(), *around.arrays(), _array(_rims(mesh.faces, len(mesh.vertices)))]
+        clean = faces[real].int().contiguous()
+        mesh = cls(vertices.float().clone().contiguous(), clean, quadrics, block)
+        around = _Around.of(mesh.faces, len(mesh.vertices), block)
+        rims = _rims(mesh.faces, len(mesh.vertices), block)
+        given = [*mesh._arrays(), *around.arrays(), _array(rims)]
         launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, _array(quadrics)], quadrics)
         return mesh
 
@@ -117,7 +130,7 @@ class _Mesh:
         The bound follows what is due: near the end only the very cheapest go, as one by one.
         """
         edges = _Edges.of(self)
-        around = _Around.of(self.faces, len(self.vertices))
+        around = _Around.of(self.faces, len(self.vertices), self.block)
         excess = len(self.faces) - target
         edges.bound(share * excess / len(self.faces))
         closed = torch.zeros(len(self.vertices), dtype=torch.int32, device=self.faces.device)
@@ -141,11 +154,14 @@ class _Mesh:
         launch(kernels.least_key, len(edges), [*ends, _array(closed), _array(least)], closed)
         nearby = least.clone()
         launch(kernels.spread, len(edges), [*ends[:1], _array(least), _array(nearby)], closed)
-        a, b = edges.ends.long().unbind(1)
-        keys = edges.keys
-        wins = (nearby[a] == keys) & (nearby[b] == keys) & (keys != _NEVER)
-        wins &= (closed[a] == 0) & (closed[b] == 0)
-        return wins.nonzero()[:, 0]
+        found = [edges.ends.new_empty(0, dtype=torch.int64)]
+        for start in range(0, len(edges), self.block):
+            keys = edges.keys[start : start + self.block]
+            a, b = edges.ends[start : start + self.block].long().unbind(1)
+            wins = (nearby[a] == keys) & (nearby[b] == keys) & (keys != _NEVER)
+            wins &= (closed[a] == 0) & (closed[b] == 0)
+            found.append(wins.nonzero()[:, 0] + start)
+        return torch.cat(found)
 
     def _places(self, edges: _Edges, around: _Around, which: Tensor, closed: Tensor) -> Tensor:
         """Return where (N,) each of the edges may collapse to, from 1; 0 for one that may not."""
@@ -179,17 +195,16 @@ class _Mesh:
         self.vertices[kept] = points
         into = torch.arange(len(self.vertices), dtype=torch.int32, device=which.device)
         into[lost] = kept.int()
-        faces = into[self.faces.long()]
+        faces = taken(into, self.faces.reshape(-1), self.block).reshape(-1, 3)
         a, b, c = faces.unbind(1)
         self.faces = faces[(a != b) & (b != c) & (c != a)]
         self._compact()
 
     def _compact(self) -> None:
         """Drop the vertices that no face uses any more."""
-        used = torch.zeros(len(self.vertices), dtype=torch.bool, device=self.faces.device)
-        used[self.faces.reshape(-1).long()] = True
-        number = used.cumsum(0, dtype=torch.int32) - 1
-        self.faces = number[self.faces.long()].contiguous()
+        used = marked(self.faces, len(self.vertices), self.block)
+        number = used.cumsum(0, dtype=torch.int32).sub_(1)
+        self.faces = taken(number, self.faces.reshape(-1), self.block).reshape(-1, 3)
         self.vertices, self.quadrics = self.vertices[used], self.quadrics[used]
 
     def _arrays(self) -> list[Any]:
@@ -215,17 +230,21 @@ class _Edges:
 
     @classmethod
     def of(cls, mesh: _Mesh) -> _Edges:
-        count = len(mesh.vertices)
-        keys, uses = torch.unique_consecutive(
-            edge_keys(mesh.faces, count).sort().values, return_counts=True
-        )
-        ends = torch.stack([keys // count, keys % count], 1).int()
-        rim = torch.zeros(count, dtype=torch.int32, device=ends.device)
+        count, ends, uses = len(mesh.vertices), [], []
+        for _, keys in sorted_edges(mesh.faces, count, mesh.block):
+            edge, number = torch.unique_consecutive(keys, return_counts=True)
+            ends.append(torch.stack([edge // count, edge % count], 1).int())
+            uses.append(number.int())
+        return cls._costed(mesh, torch.cat(ends), torch.cat(uses))
+
+    @classmethod
+    def _costed(cls, mesh: _Mesh, ends: Tensor, uses: Tensor) -> _Edges:
+        rim = torch.zeros(len(mesh.vertices), dtype=torch.int32, device=ends.device)
         rim[ends[uses == 1].reshape(-1).long()] = 1
         costs = torch.empty(len(ends), device=ends.device)
         given = [_array(mesh.vertices), _array(mesh.quadrics), _array(ends)]
         launch(kernels.cost, len(ends), [*given, _array(costs)], ends)
-        return cls(ends, uses, _ordered(costs), rim, costs.new_full((1,), torch.inf))
+        return cls(ends, uses, _ordered(costs, mesh.block), rim, costs.new_full((1,), torch.inf))
 
     def bound(self, share: float) -> None:
         """Leave out all but about that share of the edges, the cheapest; sets `dearest`."""
@@ -234,18 +253,22 @@ class _Edges:
         step = max(1, len(self) // _SAMPLES)
         sample = self.keys[::step].sort().values
         bound = sample[int(len(sample) * share)]
-        self.keys[self.keys > bound] = _NEVER
+        self.keys.masked_fill_(self.keys > bound, _NEVER)
         self.dearest = (bound >> 32).int().view(torch.float32).reshape(1)
 
     def arrays(self) -> list[Any]:
         return [_array(self.ends), _array(self.keys)]
 
 
-def _ordered(costs: Tensor) -> Tensor:
+def _ordered(costs: Tensor, block: int) -> Tensor:
     """Return keys (E,) int64: a cost's bits, whose order is the costs', over a scrambled number."""
-    number = torch.arange(len(costs), device=costs.device)
-    scrambled = (number * 2654435761) & 0xFFFFFFFF  # Knuth's multiplier is odd: one to one
-    return (costs.view(torch.int32).long() << 32) | scrambled
+    keys = torch.empty(len(costs), dtype=torch.int64, device=costs.device)
+    for start in range(0, len(costs), block):
+        some = costs[start : start + block]
+        number = torch.arange(start, start + len(some), device=costs.device)
+        scrambled = (number * 2654435761) & 0xFFFFFFFF  # Knuth's multiplier is odd: one to one
+        keys[start : start + block] = (some.view(torch.int32).long() << 32) | scrambled
+    return keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,21 +279,23 @@ class _Around:
     corners: Tensor
 
     @classmethod
-    def of(cls, faces: Tensor, count: int) -> _Around:
-        at, corners = faces.reshape(-1).sort(stable=True)
-        starts = torch.searchsorted(at, torch.arange(count + 1, dtype=at.dtype, device=at.device))
-        return cls(starts.int(), corners.int())
+    def of(cls, faces: Tensor, count: int, block: int) -> _Around:
+        at = faces.reshape(-1)
+        starts = torch.zeros(count + 1, dtype=torch.int32, device=at.device)
+        starts[1:] = torch.bincount(at, minlength=count).cumsum(0)
+        corners = []
+        for which in vertex_blocks(at, count, block):
+            corners.append(which[at[which].argsort(stable=True)].int())
+        return cls(starts, torch.cat(corners))
 
     def arrays(self) -> list[Any]:
         return [_array(self.starts), _array(self.corners)]
 
 
-def _rims(faces: Tensor, count: int) -> Tensor:
+def _rims(faces: Tensor, count: int, block: int) -> Tensor:
     """Return (3 F,) int32: half-edges that no other face shares."""
-    keys, order = edge_keys(faces, count).sort()
-    _, index, uses = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
-    rims = torch.empty(len(keys), dtype=torch.int32, device=faces.device)
-    rims[order] = (uses[index] == 1).int()
+    rims = torch.zeros(3 * len(faces), dtype=torch.int32, device=faces.device)
+    rims[boundary_and_nonmanifold_edges(faces, count, block)[0]] = 1
     return rims
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.connectivity import (
+    BLOCK,
     boundary_and_nonmanifold_edges,
     connected_components,
     exact_sum_by,
@@ -18,13 +19,15 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
 )
 
 
-def fill_holes(vertices: Tensor, faces: Tensor, max_perimeter: float) -> tuple[Tensor, Tensor]:
+def fill_holes(
+    vertices: Tensor, faces: Tensor, max_perimeter: float, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
     """Return vertices (V', 3) and faces (F', 3) with holes closed that are less far around.
 
     A hole is a closed run of edges that one face alone has. Runs part at a vertex where more than
     two of them meet, or where an edge has over two faces.
     """
-    lone, crowded = boundary_and_nonmanifold_edges(faces, len(vertices))
+    lone, crowded = boundary_and_nonmanifold_edges(faces, len(vertices), block)
     if len(lone) == 0:
         return vertices, faces
     edges = half_edge_vertices(faces, lone)

@@ -6,10 +6,11 @@ million faces). NVIDIA Warp builds one on the GPU.
 
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
 
+from collections.abc import Iterator
 from typing import Any
 
 import warp
-from torch import Tensor, arange, empty, float32, int32, zeros
+from torch import Tensor, arange, empty, float32, int32, split, zeros
 from torch import bool as bool_
 
 from trellis_runtime.engines.trellis2.device.vram import require_free
@@ -146,9 +147,18 @@ class Surface:
                 missed[here] = True
         return out, missed
 
-    def bvh_id(self) -> Any:
-        """Return the tree's name for a kernel of one's own; it lives as long as this surface."""
-        return self._built().id
+    def trees(self, budget: int) -> Iterator[warp.Mesh]:
+        """Yield trees for a kernel of one's own, that together are over all faces.
+
+        One that lives as long as this surface, or, where it takes more than `budget` bytes, several
+        over some of the faces each, one after another.
+        """
+        some = max(1, budget // _BUILD_BYTES_PER_FACE)
+        if len(self.faces) <= some or self._bvh is not None:
+            yield self._built()
+            return
+        for part in split(self.faces, some):
+            yield self._tree_over(part)
 
     def _built(self) -> warp.Mesh:
         """Return the tree; called in torch's order.

@@ -23,6 +23,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     connected_components,
     edge_keys,
     exact_sum_by,
+    face_areas,
     half_edges,
     numbered,
 )
@@ -67,8 +68,8 @@ def measure_quality(
     face, weights = random_points(baked.vertices, faces, points)
     at = _mixed(baked.vertices, faces, face, weights)
     away = (lookup.on_surface(at) - at).norm(dim=1) * lookup.resolution
-    area = float(_areas(baked.vertices, faces).sum())
-    decoded = float(_areas(lookup.surface.vertices, lookup.surface.faces.long()).sum())
+    area = float(face_areas(baked.vertices, faces).sum())
+    decoded = float(face_areas(lookup.surface.vertices, lookup.surface.faces.long()).sum())
     shape = _topology(baked.vertices, faces, lookup.resolution) | {
         "area_ratio": _rounded(area / max(decoded, 1e-30)),
         "distance_voxels": _rounded(float(away.mean())),
@@ -93,7 +94,7 @@ def measure_quality(
 
 def random_points(vertices: Tensor, faces: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return faces (N,) and weights (N, 3) of points spread by area, always the same."""
-    area = _areas(vertices, faces)
+    area = face_areas(vertices, faces)
     whole = area * (2.0**_SUM_BITS / float(area.amax().clamp(min=1e-30)))
     ends = whole.round().long().cumsum(0)  # of integers: on a GPU other sums are never twice alike
     generator = torch.Generator().manual_seed(0)
@@ -109,15 +110,6 @@ def random_points(vertices: Tensor, faces: Tensor, count: int) -> tuple[Tensor, 
 
 def _mixed(values: Tensor, faces: Tensor, face: Tensor, weights: Tensor) -> Tensor:
     return (values[faces[face]] * weights[..., None]).sum(1)
-
-
-def _areas(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return areas (F,) float64, in blocks: the decoded surface has millions of faces."""
-    parts = []
-    for part in torch.split(faces, 1 << 20):
-        a, b, c = vertices[part].double().unbind(1)
-        parts.append(torch.linalg.cross(b - a, c - a).norm(dim=1) / 2)
-    return torch.cat(parts) if parts else vertices.new_zeros(0).double()
 
 
 def _missed(baked: Baked, lookup: VoxelAttributeLookup, points: int) -> float:
@@ -195,7 +187,7 @@ def _density(
     """Return least, median and largest ratio of lengths in the texture to those in space."""
     flat = torch.cat([uvs, torch.zeros_like(uvs[:, :1])], 1)
     pair = torch.stack(
-        [_areas(flat, faces), _areas(vertices, faces), torch.ones_like(chart).double()], 1
+        [face_areas(flat, faces), face_areas(vertices, faces), torch.ones_like(chart).double()], 1
     )
     sums = exact_sum_by(chart, pair, charts)
     large = sums[(sums[:, 2] > _CHART_FACES + 0.5) & (sums[:, 1] > _FLAT)]

@@ -7,80 +7,107 @@
 
 Whatever the triangles are (unoriented, doubled up, crossing at edges), each side has one neighbour
 at each of its edges, so that the sides make closed surfaces with an outside: the air that they
-face. Corner k of side s has the number 3 s + k, k being the corner in the face as it was given.
+face. Corner k of a side is that of its face as it was given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking.connectivity import connected_components, edge_keys
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    BLOCK,
+    Pairs,
+    component_labels,
+    sorted_edges,
+    vertex_blocks,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
     """What is linked around edges: 3 F links, as many as there are half-edges.
 
-    first, second (3 F,) int32: sides. low and high (3 F, 2) int32: corners of the two sides at the
-    edge's lower and at its higher vertex. edges (3 F, 2) int32: the half-edges of the two faces.
-    plain (3 F,) bool: whether just two faces share the edge.
+    faces (F, 3) int32. order, following (3 F,) int32: a half-edge and the next one around its
+    edge, of which a side each is linked. plain (3 F,) bool: whether just two faces share the edge.
+    block: how many links are looked at at a time.
     """
 
-    first: Tensor
-    second: Tensor
-    low: Tensor
-    high: Tensor
-    edges: Tensor
+    faces: Tensor
+    order: Tensor
+    following: Tensor
     plain: Tensor
+    block: int
+
+    def parts(self) -> Iterator[slice]:
+        """Yield all links, some at a time."""
+        for start in range(0, len(self.order), self.block):
+            yield slice(start, start + self.block)
+
+    def sides(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return the sides (N,) int64 and (N,) that are linked."""
+        one, other = self.order[part].long(), self.following[part].long()
+        # Looked along the edge from its lower end, a face that runs with it shows its front to
+        # the faces at greater angles, one that runs against it its back.
+        return 2 * (one // 3) + self._ahead(one), 2 * (other // 3) + 1 - self._ahead(other)
+
+    def corners(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return which corners (N, 2) int64 of their faces the sides of `sides` have at the edge's
+        lower, and which at its higher vertex.
+        """
+        ways = torch.stack([self.order[part], self.following[part]], 1).long()
+        near, far = ways % 3, (ways % 3 + 1) % 3
+        down = self._ahead(ways) == 1
+        return torch.where(down, far, near), torch.where(down, near, far)
+
+    def _ahead(self, ways: Tensor) -> Tensor:
+        """Return 1 where a half-edge runs towards the edge's lower vertex, 0 elsewhere."""
+        face, k = ways // 3, ways % 3
+        return (self.faces[face, k] >= self.faces[face, (k + 1) % 3]).long()
 
 
-def clean_faces(faces: Tensor, count: int) -> Tensor:
-    """Return faces (F', 3) int64 without those that use a vertex twice, or that came before."""
-    return faces[clean_face_numbers(faces, count)].long()
+def clean_faces(faces: Tensor, count: int, block: int = BLOCK) -> Tensor:
+    """Return faces (F', 3) int32 without those that use a vertex twice, or that came before."""
+    return faces[are_clean(faces, count, block)].int()
 
 
-def clean_face_numbers(faces: Tensor, count: int) -> Tensor:
-    """Return which faces (F',) int64, ascending, use no vertex twice and did not come before."""
+def are_clean(faces: Tensor, count: int, block: int = BLOCK) -> Tensor:
+    """Return which faces (F,) bool use no vertex twice and did not come before."""
     a, b, c = faces.unbind(1)
-    number = ((a != b) & (b != c) & (c != a)).nonzero()[:, 0]
-    ordered = faces[number].long().sort(1).values
-    order = (ordered[:, 1] * count + ordered[:, 2]).argsort(stable=True)
-    order = order[ordered[order, 0].argsort(stable=True)]
-    ordered = ordered[order]
-    first = torch.ones(len(order), dtype=torch.bool, device=faces.device)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    return number[order[first].sort().values]
+    least = torch.where((a != b) & (b != c) & (c != a), faces.amin(1), count)
+    clean = torch.zeros(len(faces), dtype=torch.bool, device=faces.device)
+    for which in vertex_blocks(least, count, block):
+        ordered = faces[which].long().sort(1).values
+        order = (ordered[:, 1] * count + ordered[:, 2]).argsort(stable=True)
+        order = order[ordered[order, 0].argsort(stable=True)]
+        ordered = ordered[order]
+        first = torch.ones(len(order), dtype=torch.bool, device=faces.device)
+        first[1:] = (ordered[1:] != ordered[:-1]).any(1)
+        clean[which[order[first]]] = True
+    return clean
 
 
-def link_sides(vertices: Tensor, faces: Tensor) -> Links:
-    """Return the links between the sides of clean faces (F, 3) int64."""
-    start, end = faces.reshape(-1), faces.roll(-1, 1).reshape(-1)
-    order, following, plain = _around_edges(vertices, faces)
-    ascending = start < end
-    # Looked along the edge from its lower end, a face that runs with it shows its front to the
-    # faces at greater angles, one that runs against it its back.
-    ahead = (~ascending).long()
-    first = 2 * (order // 3) + ahead[order]
-    second = 2 * (following // 3) + 1 - ahead[following]
-    corner = torch.arange(3, device=faces.device).repeat(len(faces))
-    low = torch.where(ascending, corner, (corner + 1) % 3)
-    high = torch.where(ascending, (corner + 1) % 3, corner)
-
-    def at(ends: Tensor) -> Tensor:
-        return torch.stack([first * 3 + ends[order], second * 3 + ends[following]], 1).int()
-
-    ways = torch.stack([order, following], 1).int()
-    return Links(first.int(), second.int(), at(low), at(high), ways, plain)
+def link_sides(vertices: Tensor, faces: Tensor, block: int = BLOCK) -> Links:
+    """Return the links between the sides of clean faces (F, 3)."""
+    faces = faces.int()
+    order = torch.empty(3 * len(faces), dtype=torch.int32, device=faces.device)
+    following, plain, done = torch.empty_like(order), torch.empty_like(order, dtype=torch.bool), 0
+    for some, keys in sorted_edges(faces, len(vertices), block):
+        part = slice(done, done + len(some))
+        order[part], following[part], plain[part] = _around_edges(vertices, faces, some, keys)
+        done += len(some)
+    return Links(faces, order, following, plain, block)
 
 
-def _around_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the half-edges (3 F,), edge by edge and by angle, the next one of each, and which
-    are on edges of two faces, bool.
+def _around_edges(
+    vertices: Tensor, faces: Tensor, order: Tensor, keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return half-edges (N,), edge by edge and by angle, the next one of each, and which are on
+    edges of two faces, bool. order, keys: as `sorted_edges` gives them.
     """
-    keys, order = edge_keys(faces, len(vertices)).sort(stable=True)
     _, edge, uses = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
     crowded = (uses > 2)[edge].nonzero()[:, 0]
     if len(crowded):
@@ -109,35 +136,66 @@ def _angles(vertices: Tensor, faces: Tensor, which: Tensor) -> Tensor:
     return torch.atan2((out * v).sum(1), (out * u).sum(1))
 
 
-def side_components(links: Links, faces: int, keep: Tensor | None = None) -> Tensor:
-    """Return the part (2 F,) int64 of each side, by the links of `keep` (3 F,) bool, or by all."""
-    first, second = links.first, links.second
-    if keep is not None:
-        first, second = first[keep], second[keep]
-    return connected_components(first, second, 2 * faces)
+def side_components(links: Links, kept: Tensor | None = None, *, plain: bool = False) -> Tensor:
+    """Return the part (2 F,) of each side: its least side, by the links there are.
 
-
-def corner_copies(links: Links, faces: int, kept: Tensor) -> Tensor:
-    """Return labels (6 F,) of corners that are one vertex: those around which kept sides turn.
-
-    kept (2 F,) bool: which sides stay.
+    kept (2 F,) bool: links between such sides alone. plain: links at edges of two faces alone.
     """
-    inner = kept[links.first] & kept[links.second]
-    pairs = torch.cat([links.low[inner], links.high[inner]])
-    return connected_components(pairs[:, 0], pairs[:, 1], 6 * faces)
+
+    def pairs() -> Pairs:
+        for part in links.parts():
+            first, second = links.sides(part)
+            if kept is not None or plain:
+                chosen = links.plain[part] if kept is None else kept[first] & kept[second]
+                first, second = first[chosen], second[chosen]
+            yield first, second
+
+    count = 2 * len(links.faces)
+    return component_labels(pairs, count, links.faces.device, links.block)
 
 
-def side_faces(labels: Tensor) -> Tensor:
-    """Return the sides as faces (2 F, 3) over `labels` (6 F,): a back is turned over."""
-    sides = labels.reshape(-1, 2, 3)
-    return torch.stack([sides[:, 0], sides[:, 1][:, [0, 2, 1]]], 1).reshape(-1, 3)
+def kept_places(kept: Tensor) -> Tensor:
+    """Return, (2 F,) int32, how many kept sides (2 F,) bool come before each."""
+    return kept.cumsum(0, dtype=torch.int32).sub_(1)
 
 
-def joined_half_edges(links: Links, kept: Tensor) -> Tensor:
-    """Return which half-edges (P, 2) of the kept sides' faces face each other, as `side_faces`."""
-    place = kept.cumsum(0) - 1
-    inner = kept[links.first] & kept[links.second]
-    sides = torch.stack([links.first, links.second], 1)[inner]
-    along = links.edges[inner] % 3
-    # Turned over, corners 0, 1, 2 become 0, 2, 1: the edge from k is then half-edge 2 - k.
-    return place[sides] * 3 + torch.where(sides % 2 == 0, along, 2 - along)
+def corner_copies(links: Links, kept: Tensor, place: Tensor) -> Tensor:
+    """Return labels (3 K,) of the K kept sides' corners: those around which kept sides turn.
+
+    kept (2 F,) bool; place: their `kept_places`. Corner k of the side at place p is 3 p + k.
+    """
+
+    def pairs() -> Pairs:
+        for part in links.parts():
+            sides = torch.stack(links.sides(part), 1)
+            inner = kept[sides].all(1)
+            base = 3 * place[sides[inner]]
+            for corner in links.corners(part):
+                first, second = (base + corner[inner]).unbind(1)
+                yield first, second
+
+    return component_labels(pairs, 3 * int(kept.sum()), kept.device, links.block)
+
+
+def turned_over(sides: Tensor, corners: Tensor) -> Tensor:
+    """Return (K, 3) what corners (K, 3) have, in the sides' own directions: a back is turned over.
+
+    sides (K,): their numbers.
+    """
+    return torch.where((sides % 2 == 1)[:, None], corners[:, [0, 2, 1]], corners)
+
+
+def joined_half_edges(links: Links, kept: Tensor, place: Tensor) -> Tensor:
+    """Return which half-edges (P, 2) int32 of the kept sides' faces face each other.
+
+    Those faces run as `turned_over` has them.
+    """
+    found = [kept.new_empty((0, 2), dtype=torch.int32)]
+    for part in links.parts():
+        sides = torch.stack(links.sides(part), 1)
+        inner = kept[sides].all(1)
+        sides = sides[inner]
+        along = torch.stack([links.order[part], links.following[part]], 1)[inner] % 3
+        # Turned over, corners 0, 1, 2 become 0, 2, 1: the edge from k is then half-edge 2 - k.
+        found.append(place[sides] * 3 + torch.where(sides % 2 == 0, along, 2 - along))
+    return torch.cat(found)

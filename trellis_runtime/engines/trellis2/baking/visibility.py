@@ -22,7 +22,14 @@ import torch
 import warp
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking.connectivity import exact_sum_by, numbered
+from trellis_runtime.engines.trellis2.baking.connectivity import (
+    Pairs,
+    exact_sum_by,
+    exact_sum_in_blocks,
+    marked,
+    numbered,
+    taken,
+)
 from trellis_runtime.engines.trellis2.baking.nearest import Surface, launch
 from trellis_runtime.engines.trellis2.baking.sides import Links, side_components
 
@@ -37,6 +44,7 @@ _PRICKS = 0.03  # of the thin rays: what sees more than that stays, wide rays or
 _LIFT = 0.02  # voxels above its side that a ray starts
 _WIDE = 2.5  # voxels between a ray and those beside it
 _SPREADING = 16  # rounds, each of which reaches one small part further
+_TREE_BYTES = 100  # of a tree for each link that is looked at at a time
 _FAR = 4.0  # beyond a mesh in -0.5..0.5
 
 
@@ -55,13 +63,15 @@ def _escaping(
     wide: warp.float32,
     free: warp.array(dtype=warp.int32),  # type: ignore[valid-type]
 ) -> None:
-    """free: 0 where the ray is stopped, 1 where only one beside it is, 2 where none is."""
+    """free: lowered to 0 where the ray is stopped, to 1 where only one beside it is."""
     i = warp.tid()
     origin = origins[i // rays]
     along = directions[i]
     far = warp.float32(_FAR)
-    free[i] = 0
-    if _stopped(mesh, origin, along, far):
+    if free[i] == 0 or _stopped(mesh, origin, along, far):
+        free[i] = 0  # perhaps by another part of the surface
+        return
+    if free[i] == 1:
         return
     free[i] = 1
     # Those beside it start where one gets to within the same air: else they begin beyond the wall.
@@ -85,7 +95,6 @@ def _escaping(
 
 def hidden_sides(
     vertices: Tensor,
-    faces: Tensor,
     links: Links,
     kept: Tensor,
     area: Tensor,
@@ -97,7 +106,7 @@ def hidden_sides(
     area (F,) float64: of the faces. clear (F,) bool: faces that one sees through, None for none.
     No ray is sent where hardly any face kept both its sides and all that is kept hangs together.
     """
-    view = _View(vertices, faces, area.repeat_interleave(2), voxel, clear)
+    view = _View(vertices, links.faces, area, voxel, clear, links.block)
     leaked, bright = _leaked(view, links, kept)
     return leaked, _enclosed(view, links, kept & ~leaked, bright)
 
@@ -106,13 +115,19 @@ class _View:
     """Rays from the sides of a surface; the trees over its faces are built when first needed."""
 
     def __init__(
-        self, vertices: Tensor, faces: Tensor, area: Tensor, voxel: float, clear: Tensor | None
+        self,
+        vertices: Tensor,
+        faces: Tensor,
+        area: Tensor,
+        voxel: float,
+        clear: Tensor | None,
+        block: int,
     ) -> None:
         self.vertices, self.faces, self.voxel = vertices.float(), faces, voxel
-        self.area, self.clear = area, clear
-        self._all = self._opaque = Surface(self.vertices, faces.int())
+        self.area, self.clear, self.block = area, clear, block
+        self._all = self._opaque = Surface(self.vertices, faces)
         if clear is not None:
-            self._opaque = Surface(self.vertices, faces[~clear].int())
+            self._opaque = Surface(self.vertices, faces[~clear])
 
     def of_parts(
         self, part: Tensor, asked: Tensor, count: int, *, through: bool = False
@@ -120,31 +135,45 @@ class _View:
         """Return, part by part (count,): the share of rays that escape from its `asked` sides, the
         share of sides of which a wide one does, and whether it was large enough to be asked.
 
-        part (2 F,) int64: which part a side belongs to. through: whether rays pass clear faces.
+        part (2 F,): which part a side belongs to. through: whether rays pass clear faces.
         """
-        area = exact_sum_by(part[asked], self.area[asked][:, None], count)[:, 0]
-        large = area > _SMALL_PART * float(self.area.sum() / 2)
-        sides = _sampled(part, asked & large[part], count)
+        area = exact_sum_in_blocks(lambda: self._areas(part, asked), count)[:, 0]
+        large = area > _SMALL_PART * float(self.area.sum())
+        sides = _sampled(part, asked & taken(large, part, self.block), count, self.block)
         free = self._free(sides, self._opaque if through else self._all)
         found = torch.stack([(free > 0).double().mean(1), (free > 1).any(1).double()], 1)
-        number = torch.bincount(part[sides], minlength=count).clamp(min=1)
-        shares = exact_sum_by(part[sides], found, count) / number[:, None]
+        owner = part[sides].long()
+        number = torch.bincount(owner, minlength=count).clamp(min=1)
+        shares = exact_sum_by(owner, found, count) / number[:, None]
         return shares[:, 0], shares[:, 1], large
 
+    def _areas(self, part: Tensor, asked: Tensor) -> Pairs:
+        """Yield asked sides' parts (N,) and areas (N, 1), some at a time."""
+        for start in range(0, len(part), self.block):
+            some = asked[start : start + self.block].nonzero()[:, 0] + start
+            # The leading zero: sums are asked for the largest of each block, and it may have none.
+            zero = self.area.new_zeros(1)
+            yield (
+                torch.cat([part[:1], part[some]]),
+                torch.cat([zero, self.area[some // 2]])[:, None],
+            )
+
     def _free(self, sides: Tensor, among: Surface) -> Tensor:
-        """Return how free (N, rays) int32 the rays of each side are, as `_escaping` says it."""
-        if len(among.faces) == 0:
-            return torch.full((len(sides), _RAYS), 2, dtype=torch.int32, device=sides.device)
-        a, b, c = (self.vertices[self.faces[sides // 2, i]] for i in range(3))
+        """Return how free (N, rays) int32 the rays of each side are: 0 where one is stopped, 1
+        where only one beside it is, 2 where none is.
+        """
+        free = torch.full((len(sides) * _RAYS,), 2, dtype=torch.int32, device=sides.device)
+        if len(free) == 0 or len(among.faces) == 0:
+            return free.reshape(-1, _RAYS)
+        a, b, c = (self.vertices[self.faces[sides // 2, i].long()] for i in range(3))
         normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
         normal = torch.where((sides % 2 == 1)[:, None], -normal, normal).contiguous()
         origins = ((a + b + c) / 3 + normal * (_LIFT * self.voxel)).contiguous()
         directions = _directions(normal)
-        free = torch.empty(len(directions), dtype=torch.int32, device=normal.device)
-        if len(free):
-            given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, normal, directions)]
-            wide = [_RAYS, _WIDE * self.voxel, warp.from_torch(free)]
-            launch(_escaping, len(free), [among.bvh_id(), *given, *wide], free)
+        given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, normal, directions)]
+        wide = [_RAYS, _WIDE * self.voxel, warp.from_torch(free)]
+        for tree in among.trees(self.block * _TREE_BYTES):
+            launch(_escaping, len(free), [tree.id, *given, *wide], free)
         return free.reshape(-1, _RAYS)
 
 
@@ -152,23 +181,24 @@ def _leaked(view: _View, links: Links, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Return which sides (2 F,) bool of two-sided faces are the insides of leaks, and which are
     known to see the sky.
     """
-    both = (kept[0::2] & kept[1::2]).repeat_interleave(2)
+    twice = kept[0::2] & kept[1::2]
     none = torch.zeros_like(kept)
-    if float(view.area[both].sum()) < _LEAST_SHARE * float(view.area.sum()):
+    if float(view.area[twice].sum()) < _LEAST_SHARE * float(view.area.sum()):
         return none, none
-    part, count = numbered(side_components(links, len(view.faces), links.plain))
+    both = twice.repeat_interleave(2)
+    part, count = numbered(side_components(links, plain=True), view.block)
     thin, wide, asked = view.of_parts(part, both, count)
     dark = asked & (wide < _SKY) & (thin < _PRICKS)
     black = asked & (wide < _SKY) & (thin < _BLACK)
     if view.clear is not None:
         dark, black = _seen_through(view, view.clear, part, both, dark, black)
-    bright = (asked & (wide >= _SKY))[part] & both
+    bright = taken(asked & (wide >= _SKY), part, view.block) & both
     if not bool(dark.any()):
         return none, bright
-    leaked = both & _as_their_neighbours(links, part, dark, asked)[part]
+    leaked = both & taken(_as_their_neighbours(links, part, dark, asked), part, view.block)
     # A face that is dark on both sides is a sheet in a shadow: it stays, unless it is black.
     shadow = leaked & leaked.reshape(-1, 2).flip(1).reshape(-1)
-    return leaked & (~shadow | black[part]), bright
+    return leaked & (~shadow | taken(black, part, view.block)), bright
 
 
 def _seen_through(
@@ -186,12 +216,13 @@ def _seen_through(
 
 def _as_their_neighbours(links: Links, part: Tensor, dark: Tensor, asked: Tensor) -> Tensor:
     """Return which parts (count,) are dark, where those not asked go as their links' majority."""
-    first, second = part[links.first], part[links.second]
     votes = torch.where(dark, 1, -1) * asked
     for _ in range(_SPREADING):
         heard = torch.zeros_like(votes)
-        heard.index_add_(0, first, votes[second])
-        heard.index_add_(0, second, votes[first])
+        for some in links.parts():
+            first, second = (part[sides].long() for sides in links.sides(some))
+            heard.index_add_(0, first, votes[second])
+            heard.index_add_(0, second, votes[first])
         following = torch.where(asked, votes, heard.sign())
         if torch.equal(following, votes):
             break
@@ -201,31 +232,40 @@ def _as_their_neighbours(links: Links, part: Tensor, dark: Tensor, asked: Tensor
 
 def _enclosed(view: _View, links: Links, kept: Tensor, bright: Tensor) -> Tensor:
     """Return which sides (2 F,) bool belong to closed parts that cannot be seen at all."""
-    joined = kept[links.first] & kept[links.second]
-    part, count = numbered(side_components(links, len(view.faces), joined))
-    known = torch.zeros(count, dtype=torch.bool, device=part.device)
-    known[part[bright & kept]] = True
+    part, count = numbered(side_components(links, kept), view.block)
+    known = marked(part[bright & kept], count, view.block)
     none = torch.zeros_like(kept)
-    if len(part[kept].unique()) < 2:  # type: ignore[no-untyped-call]
+    if int(marked(part[kept], count, view.block).sum()) < 2:
         return none
-    thin, wide, asked = view.of_parts(part, kept & ~known[part], count, through=True)
-    unseen = asked & (wide == 0) & (thin < _PRICKS)
-    hidden = kept & unseen[part]
+    asked = kept & ~taken(known, part, view.block)
+    thin, wide, large = view.of_parts(part, asked, count, through=True)
+    unseen = large & (wide == 0) & (thin < _PRICKS)
+    hidden = kept & taken(unseen, part, view.block)
     return none if bool((hidden == kept).all()) else hidden
 
 
-def _sampled(part: Tensor, asked: Tensor, count: int) -> Tensor:
+def _sampled(part: Tensor, asked: Tensor, count: int, block: int) -> Tensor:
     """Return sides (N,) int64, evenly by number from each part; a small part's more than once."""
-    sides = asked.nonzero()[:, 0]
-    sides = sides[part[sides].argsort(stable=True)]
-    size = torch.bincount(part[sides], minlength=count)
-    number = int((size > 0).sum())
-    if number == 0:
-        return sides
-    each = min(max(_SAMPLES // number, _FEWEST), _MOST)
-    start = (size.cumsum(0) - size)[size > 0]
-    within = torch.arange(each, device=sides.device)[None] * size[size > 0][:, None] // each
-    return sides[(start[:, None] + within).reshape(-1)]
+    size = torch.zeros(count, dtype=torch.int64, device=part.device)
+    for start in range(0, len(part), block):
+        some = part[start : start + block][asked[start : start + block]]
+        size += torch.bincount(some, minlength=count)
+    there = size.nonzero()[:, 0]
+    if len(there) == 0:
+        return there
+    each = min(max(_SAMPLES // len(there), _FEWEST), _MOST)
+    within = torch.arange(each, device=part.device)[None] * size[there, None] // each
+    chosen, before = torch.zeros_like(within), torch.zeros_like(size)
+    for start in range(0, len(part), block):
+        sides = asked[start : start + block].nonzero()[:, 0] + start
+        sides = sides[part[sides].argsort(stable=True)]
+        number = torch.bincount(part[sides], minlength=count)
+        at = within - before[there, None]  # among this block's sides of the part
+        here = (at >= 0) & (at < number[there, None])
+        begin = (number.cumsum(0) - number)[there, None]
+        chosen[here] = sides[(begin + at)[here]]
+        before += number
+    return chosen.reshape(-1)
 
 
 def _directions(normal: Tensor) -> Tensor:
