@@ -147,6 +147,10 @@ class Surface:
                 missed[here] = True
         return out, missed
 
+    def bvh_id(self) -> Any:
+        """Return the whole tree's name for a kernel of one's own; it lives as long as this surface."""
+        return self._built().id
+
     def trees(self, budget: int) -> Iterator[warp.Mesh]:
         """Yield trees for a kernel of one's own, that together are over all faces.
 
