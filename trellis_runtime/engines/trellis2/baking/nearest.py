@@ -148,7 +148,7 @@ class Surface:
         return out, missed
 
     def bvh_id(self) -> Any:
-        """Return the whole tree's name for a kernel of one's own; it lives as long as this surface."""
+        """Return the whole tree's name for a kernel; the tree lives as long as this surface."""
         return self._built().id
 
     def trees(self, budget: int) -> Iterator[warp.Mesh]:
