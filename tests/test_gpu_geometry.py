@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+import warp
 
 from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
-from trellis_runtime.engines.trellis2.baking.nearest import Surface
+from trellis_runtime.engines.trellis2.baking.nearest import Surface, Tree
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
 from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
 
@@ -142,3 +143,14 @@ def test_a_hole_that_touches_another_or_is_open_is_left_alone() -> None:
         process=False,
     )
     assert len(filled(crowded, 1.0).faces) == 3
+
+
+def test_a_tree_on_a_stream_of_its_own_waits_for_it_before_warp_frees_anything() -> None:
+    warp.init()
+    points = warp.array(np.eye(3, dtype=np.float32), dtype=warp.vec3, device="cpu")
+    corners = warp.array(np.arange(3, dtype=np.int32), device="cpu")
+    waited: list[bool] = []
+    tree = Tree(points, corners, "sah", lambda: waited.append(points.ptr is not None))
+    assert len(waited) == 1
+    del tree
+    assert waited == [True, True]

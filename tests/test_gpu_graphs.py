@@ -177,6 +177,26 @@ def test_graphs_are_off_unless_wished_and_on_a_card() -> None:
     assert graphs.for_device("cuda", wished=True) is not None
 
 
+def test_a_pool_is_shared_while_a_graph_lives_and_never_taken_up_again() -> None:
+    """torch refuses the pool of graphs that are gone, by an assertion of its own."""
+
+    class Graph:
+        def __init__(self, pool: Any) -> None:
+            self.output, self.pool = torch.zeros(1), pool
+
+        def replay(self) -> None:
+            pass
+
+    pools = iter(range(9))
+    capturer = graphs.CudaCapturer(lambda _c, _i, pool: Graph(pool), lambda: next(pools))
+    first, second = (capturer.capture(lambda t: t[0], ()) for _ in range(2))
+    assert first.pool == second.pool == 0  # type: ignore[attr-defined]
+    del first
+    assert capturer.capture(lambda t: t[0], ()).pool == 0  # type: ignore[attr-defined]
+    del second
+    assert capturer.capture(lambda t: t[0], ()).pool == 1  # type: ignore[attr-defined]
+
+
 def test_a_job_with_graphs_decodes_the_same_and_memory_gets_them_back(
     small_checkpoint: Path, stand_in: None
 ) -> None:

@@ -761,6 +761,23 @@ _SPEED: tuple[Mutant, ...] = (
         (_PASSES + "test_a_capture_that_fails_is_not_tried_again",),
     ),
     Mutant(
+        "the pool of graphs that are gone is not taken up again",
+        _GRAPHS,
+        "        if not self._alive:",
+        "        if self._pool is None:",
+        (_PASSES + "test_a_pool_is_shared_while_a_graph_lives_and_never_taken_up_again",),
+    ),
+    Mutant(
+        "a tree waits for its stream before Warp frees it",
+        "trellis_runtime/engines/trellis2/baking/nearest.py",
+        "            settle()\n        super().__del__()\n",
+        "            pass\n        super().__del__()\n",
+        (
+            "tests/test_gpu_geometry.py::"
+            "test_a_tree_on_a_stream_of_its_own_waits_for_it_before_warp_frees_anything",
+        ),
+    ),
+    Mutant(
         "a job short of memory runs without captured passes",
         _GRAPHS,
         "        if self.resting:\n",
@@ -1028,8 +1045,8 @@ _BAKE: tuple[Mutant, ...] = (
     Mutant(
         "what is translucent hides nothing",
         f"{_BAKING}/visibility.py",
-        "kept & ~known[part], count, through=True)",
-        "kept & ~known[part], count)",
+        "asked, count, through=True)",
+        "asked, count)",
         ("tests/test_bake_see_through.py::test_what_is_cut_away_hides_nothing",),
     ),
     Mutant(

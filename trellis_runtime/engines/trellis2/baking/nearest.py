@@ -6,12 +6,13 @@ million faces). NVIDIA Warp builds one on the GPU.
 
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import warp
 from torch import Tensor, arange, empty, float32, int32, split, zeros
 from torch import bool as bool_
+from torch.cuda import current_stream, default_stream
 
 from trellis_runtime.engines.trellis2.device.vram import require_free
 
@@ -71,6 +72,36 @@ def _project(
     if found.result:
         missed[i] = 0
         projected[i] = warp.mesh_eval_position(mesh, found.face, found.u, found.v)
+
+
+class Tree(warp.Mesh):  # type: ignore[misc]
+    """A tree over triangles, on whatever stream it is built and asked.
+
+    Warp frees on the device's legacy stream, which waits for torch's default one and for no other:
+    a tree that is used on a stream of its own goes only when that has done its work.
+    """
+
+    def __init__(
+        self, points: Any, indices: Any, constructor: str, settle: Callable[[], None] | None
+    ) -> None:
+        super().__init__(points=points, indices=indices, bvh_constructor=constructor)
+        self._settle = settle
+        if settle is not None:
+            settle()  # building frees as well
+
+    def __del__(self) -> None:
+        settle: Callable[[], None] | None = getattr(self, "_settle", None)
+        if settle is not None:
+            settle()
+        super().__del__()
+
+
+def _stream_to_settle(device: Any) -> Callable[[], None] | None:
+    """Return what waits for torch's stream on `device`; None for the default one, and on a CPU."""
+    if device.type != "cuda" or current_stream(device) == default_stream(device):
+        return None
+    settle: Callable[[], None] = current_stream(device).synchronize
+    return settle
 
 
 class Surface:
@@ -177,10 +208,11 @@ class Surface:
     def _tree_over(self, faces: Tensor) -> warp.Mesh:
         if faces.is_cuda:
             require_free("the surface's tree", len(faces) * _BUILD_BYTES_PER_FACE)
-        return warp.Mesh(
-            points=warp.from_torch(self.vertices, dtype=warp.vec3),
-            indices=warp.from_torch(faces.reshape(-1), dtype=warp.int32),
-            bvh_constructor="lbvh" if faces.is_cuda else "sah",
+        return Tree(
+            warp.from_torch(self.vertices, dtype=warp.vec3),
+            warp.from_torch(faces.reshape(-1), dtype=warp.int32),
+            "lbvh" if faces.is_cuda else "sah",
+            _stream_to_settle(faces.device),
         )
 
     def _launch(self, kernel: Any, points: Tensor, outputs: list[Any]) -> None:

@@ -14,6 +14,7 @@ on a CPU, with a stand-in. A capture that fails leaves that pass as it is, with 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -185,9 +186,14 @@ class CudaGraph:
     def __init__(self, compute: Compute, inputs: Inputs, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        # Other threads may call the driver meanwhile, as the watch on memory does.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self.output = compute(inputs)
+        stream = torch.cuda.current_stream()
+        try:
+            # Other threads may call the driver meanwhile, as the watch on memory does.
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self.output = compute(inputs)
+        finally:
+            # torch's own context leaves this thread on the capture's stream where it fails.
+            torch.cuda.set_stream(stream)
 
     def replay(self) -> None:
         """Compute the output again."""
@@ -195,16 +201,28 @@ class CudaGraph:
 
 
 class CudaCapturer:
-    """Captures on the current CUDA device; all graphs share one pool, as one runs at a time."""
+    """Captures on the current CUDA device; all graphs share one pool, as one runs at a time.
 
-    def __init__(self) -> None:
+    `capture` and `new_pool` are what it asks of torch.
+    """
+
+    def __init__(
+        self,
+        capture: Callable[[Compute, Inputs, Any], Captured] = CudaGraph,
+        new_pool: Callable[[], Any] | None = None,
+    ) -> None:
+        self._capture = capture
+        self._new_pool = new_pool or torch.cuda.graph_pool_handle
         self._pool: Any = None
+        self._alive = weakref.WeakSet[Captured]()
 
     def capture(self, compute: Compute, inputs: Inputs) -> Captured:
         """Capture a CUDA graph; raises RuntimeError where something in it cannot be captured."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return CudaGraph(compute, inputs, self._pool)
+        if not self._alive:  # torch gives up a pool with its last graph, and takes it for no other
+            self._pool = self._new_pool()
+        made = self._capture(compute, inputs, self._pool)
+        self._alive.add(made)
+        return made
 
     def issuing_share(self, call: Callable[[], Tensor]) -> tuple[Tensor, float]:
         """Return the result, and the time to issue it over the time until the device is done."""
