@@ -253,12 +253,14 @@ class Trellis2(_Slice):
     graphs: bool = Field(
         False,
         description="1: capture passes of the flow models as CUDA graphs where the host cannot "
-        "issue their kernels fast enough. Not measured in this worker yet.",
+        "issue their kernels fast enough. Experimental: it failed on a card with the second job, and "
+        "the mend has not run on one.",
     )
     overlap: bool = Field(
         False,
         description="1: bake the geometry on a second thread while the texture is sampled, where "
-        "memory has room for both. The result is the same. Not measured on a card yet.",
+        "memory has room for both. Experimental: it failed on a card, and the mend has not run on "
+        "one.",
     )
     fetch_ahead: bool = Field(
         False,
