@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test coverage mutants check hooks format bench bench-gpu soak mixed chaos fuzz docs quality-pictures image image-rehearsal clean
+.PHONY: screenshots help run serve test coverage mutants check hooks format bench bench-gpu soak mixed chaos fuzz docs quality-pictures image image-rehearsal clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -70,6 +70,9 @@ format: $(VENV)/dev ## rewrite the code in the project's style
 docs: $(VENV)/dev ## rewrite the files that are made from code, and the licences of what is installed
 	$(PY) builder/write_docs.py
 	$(PY) builder/licences.py
+
+screenshots: $(VENV)/dev ## take the README's pictures of the page, in a real browser
+	$(PY) builder/make_screenshots.py
 
 quality-pictures: $(VENV)/dev ## bake nine shapes, with upstream's bake beside where it is, and draw them (minutes)
 	$(PY) -m benchmarks.quality_suite --resolutions 512 --bakes 1 --cache output/shapes --keep output/quality $(ARGS)

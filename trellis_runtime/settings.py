@@ -253,8 +253,8 @@ class Trellis2(_Slice):
     graphs: bool = Field(
         False,
         description="1: capture passes of the flow models as CUDA graphs where the host cannot "
-        "issue their kernels fast enough. Experimental: it failed on a card with the second job, and "
-        "the mend has not run on one.",
+        "issue their kernels fast enough. Experimental: it failed on a card with the second job, "
+        "and the mend has not run on one.",
     )
     overlap: bool = Field(
         False,
