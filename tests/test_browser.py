@@ -501,6 +501,64 @@ def test_every_width_in_both_themes(
     shot(browser, f"page-{width}-{scheme}")
 
 
+KEPT = Path(__file__).parent / "data/page"
+_CELL = 30  # pixels: text of another font is a grey of the same kind
+_MEAN, _WORST = 5.0, 30.0  # of 255: of all cells, and of any one
+
+
+def cells(image: Image.Image) -> Any:
+    """A screenshot as the means of its cells, in which a layout shows and a font does not."""
+    size = image.width // _CELL, image.height // _CELL
+    return np.asarray(image.resize(size, Image.Resampling.BOX)).astype(float)
+
+
+def unlike(image: Image.Image, kept: Path) -> str | None:
+    """How a screenshot differs from the kept one, None where it does not."""
+    made, wanted = cells(image), np.asarray(Image.open(kept).convert("RGB")).astype(float)
+    if made.shape != wanted.shape:
+        return f"{made.shape} cells instead of {wanted.shape}"
+    apart = np.abs(made - wanted).max(2)
+    mean, worst = float(apart.mean()), float(apart.max())
+    return f"mean {mean:.1f}, worst {worst:.0f}" if mean > _MEAN or worst > _WORST else None
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of a server that has had no job."""
+    with serving(tmp_path_factory.mktemp("untouched")) as url:
+        yield url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (820, 1100), (1440, 900)])
+def test_the_page_looks_as_it_was_kept(
+    width: int, height: int, scheme: str, browser: Any, untouched: str
+) -> None:
+    """PAGE_KEEP=1 keeps today's instead, to be looked at and committed."""
+    set_media(browser, width, height, scheme)
+    open_page(browser, untouched)
+    until(browser, lambda b: b.execute_script("return document.fonts.status == 'loaded'"))
+    image = shot(browser, f"empty-{width}-{scheme}")
+    kept = KEPT / f"{width}-{scheme}.png"
+    if os.environ.get("PAGE_KEEP"):
+        KEPT.mkdir(exist_ok=True)
+        Image.fromarray(cells(image).round().astype(np.uint8)).save(kept, optimize=True)
+    assert unlike(image, kept) is None
+    # What the bound is worth: the other theme, or a page without its header, is not let by.
+    other = KEPT / f"{width}-{'dark' if scheme == 'light' else 'light'}.png"
+    assert unlike(image, other) is not None
+    browser.execute_script("document.querySelector('header').style.display = 'none'")
+    assert unlike(shot(browser, f"broken-{width}-{scheme}"), kept) is not None
+
+
+def test_how_soon_the_page_can_be_used_is_measured(untouched: str, tmp_path: Path) -> None:
+    from benchmarks.page import measure
+
+    found = measure(untouched, tmp_path, loads=1)
+    assert 0 < found["first_paint_ms"]
+    assert 0 < found["interactive_ms"]
+
+
 def test_the_theme_can_be_chosen(browser: Any, url: str) -> None:
     open_page(browser, url)
     element(browser, "theme").click()
