@@ -2,7 +2,7 @@
 
 A real Chromium loads the page from a server on the same machine, each time with nothing kept.
 First paint is the browser's own first-contentful-paint; interactive is when the page has asked the
-worker, says that it is ready, and takes a picture. Both are milliseconds since the navigation began.
+worker, says that it is ready, and takes a picture. Both are milliseconds from the start of loading.
 """
 
 from __future__ import annotations
