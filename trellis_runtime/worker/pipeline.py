@@ -363,7 +363,7 @@ def require_bakeable(output: Output, engine: Engine) -> None:
     for number, finish in enumerate(output.finishes):
         asked.append((f"output.finishes.{number}.maps", finish.maps or ()))
     for name, maps in asked:
-        if missing := sorted(set(maps) - set(engine.detail_maps)):
+        if maps and (missing := sorted(set(maps) - set(engine.detail_maps))):
             raise InvalidInput(
                 f"{name} has {missing[0]!r}; the {engine.info().name} engine bakes "
                 f"{', '.join(engine.detail_maps) or 'no such map'}",
