@@ -162,6 +162,7 @@ def test_a_process_that_aborts_takes_no_other_file_with_it(tmp_path: Path) -> No
     assert len(seen) == 1
     solid, printed, hulls = answer["files"]
     assert solid["error"]["code"] == "file_rejected"
+    assert "ended without an answer" in solid["error"]["text"]
     assert solid["artifact"] is None
     assert printed["error"] is hulls["error"] is None
     assert hull_processes() == []

@@ -1216,7 +1216,7 @@ _FORMATS: tuple[Mutant, ...] = (
         "trellis_runtime/assets/hulls.py",
         "    if child.returncode != 0 or not answer:",
         "    if False:",
-        (f"{_HULLS}test_a_mesh_without_a_volume_is_told",),
+        (f"{_HULLS}test_a_process_that_aborts_takes_no_other_file_with_it",),
     ),
     Mutant(
         "hulls lie where the model does",
