@@ -1194,13 +1194,6 @@ _FORMATS: tuple[Mutant, ...] = (
         (f"{_HULLS}test_a_process_that_takes_too_long_is_ended",),
     ),
     Mutant(
-        "hulls are found by a process that may die",
-        "trellis_runtime/assets/hulls.py",
-        "    if child.returncode != 0 or not answer:",
-        "    if False:",
-        (f"{_HULLS}test_a_mesh_without_a_volume_is_told",),
-    ),
-    Mutant(
         "hulls lie where the model does",
         "trellis_runtime/worker/finishes.py",
         "        hulls = convex_hulls(placed, order.hulls, scope)",
