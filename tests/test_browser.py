@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -61,7 +62,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         driver.quit()
 
 
-def until(browser: Any, condition: Any, seconds: float = 40) -> Any:
+def until(browser: Any, condition: Any, seconds: float = 90) -> Any:
     return WebDriverWait(browser, seconds, 0.1).until(condition)
 
 
@@ -91,9 +92,16 @@ def chosen(browser: Any, url: str, tmp_path: Path, data: bytes) -> None:
 
 
 def click(browser: Any, selector: str) -> None:
-    found = browser.find_element(By.CSS_SELECTOR, selector)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
-    found.click()
+    def clicked(browser: Any) -> bool:
+        found = browser.find_element(By.CSS_SELECTOR, selector)
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+        try:
+            found.click()
+        except ElementClickInterceptedException:
+            return False  # what was fetched meanwhile has moved it under the bar: once more
+        return True
+
+    until(browser, clicked)
 
 
 def set_media(browser: Any, width: int, height: int, scheme: str) -> None:
@@ -300,7 +308,7 @@ def test_a_batch_tells_how_each_picture_fares(browser: Any, url: str, tmp_path: 
     until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#batch li")) == 3)
     element(browser, "go").click()
     states = "return [...document.querySelectorAll('#batch .state')].map(e => e.textContent)"
-    until(browser, lambda b: b.execute_script(states) == [", done"] * 3, 90)
+    until(browser, lambda b: b.execute_script(states) == [", done"] * 3, 240)
 
 
 def test_from_drop_to_model_takes_one_click(browser: Any, url: str, tmp_path: Path) -> None:
