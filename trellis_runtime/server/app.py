@@ -111,7 +111,9 @@ def _add_platform(app: FastAPI, served: Served) -> None:
         """Answer Prometheus."""
         return Response(served.metrics.page(served.worker), media_type="text/plain; version=0.0.4")
 
-    told = errors_with(408, 409, 411, 413, 422, 429, 500, 502, 504) | {200: RESULT_RESPONSE}
+    told = errors_with(404, 408, 409, 410, 411, 413, 422, 429, 500, 502, 504) | {
+        200: RESULT_RESPONSE
+    }
 
     @app.post("/generate", openapi_extra=REQUEST_BODY, responses=told)
     async def generate(request: Request) -> Response:
