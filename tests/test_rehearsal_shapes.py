@@ -75,11 +75,11 @@ def test_a_rehearsal_voxelises_the_shape_that_is_asked_for_and_may_change_it(
         shape_of(plain.parts()[0])
 
 
-def test_speed_and_memory_run_on_every_shape_and_the_others_on_one() -> None:
+def test_speed_jobs_and_memory_run_on_every_shape_and_the_others_on_one() -> None:
     from benchmarks.gpu import SUITES, runs
 
     planned = runs(SUITES, list(SHAPES))
-    for suite in ("speed", "memory"):
+    for suite in ("speed", "jobs", "memory"):
         assert [shape for name, shape in planned if name == suite] == ["smooth", "nested", "plant"]
     assert ("lossless", "smooth") in planned
-    assert len(planned) == 8
+    assert len(planned) == 11
