@@ -79,11 +79,13 @@ def browser(profile: Path) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(found[0])
     for flag in (
-        "--headless=new", "--no-sandbox", "--no-first-run", "--disable-background-networking",
-        "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-        f"--user-data-dir={profile}",
+        "--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", "--use-gl=angle",
+        "--use-angle=swiftshader", "--enable-unsafe-swiftshader", f"--user-data-dir={profile}",
+        "--window-size=1200,1000",
     ):  # fmt: skip
         options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(str(found[1])))
     try:
         yield driver

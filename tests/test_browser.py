@@ -25,6 +25,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from builder.make_screenshots import browser as chromium
+from builder.make_screenshots import show
 from tests.conftest import JS
 from tests.test_server import picture, serving
 
@@ -45,21 +47,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        "--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--use-gl=angle",
-        "--use-angle=swiftshader", "--enable-unsafe-swiftshader", f"--user-data-dir={tmp_path}",
-        "--window-size=1200,1000",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    try:
+    with chromium(tmp_path) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 def until(browser: Any, condition: Any, seconds: float = 90) -> Any:
@@ -102,17 +91,6 @@ def click(browser: Any, selector: str) -> None:
         return True
 
     until(browser, clicked)
-
-
-def set_media(browser: Any, width: int, height: int, scheme: str) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
 
 
 def shot(browser: Any, name: str) -> Image.Image:
@@ -489,7 +467,7 @@ def test_the_keyboard_alone_is_enough(browser: Any, url: str, tmp_path: Path) ->
 def test_every_width_in_both_themes(
     width: int, height: int, scheme: str, browser: Any, url: str
 ) -> None:
-    set_media(browser, width, height, scheme)
+    show(browser, width, height, scheme)
     open_page(browser, url)
     until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history .done"))
     click(browser, "#history .done")
@@ -543,7 +521,7 @@ def test_the_page_looks_as_it_was_kept(
     width: int, height: int, scheme: str, browser: Any, untouched: str
 ) -> None:
     """PAGE_KEEP=1 keeps today's instead, to be looked at and committed."""
-    set_media(browser, width, height, scheme)
+    show(browser, width, height, scheme)
     open_page(browser, untouched)
     until(browser, lambda b: b.execute_script("return document.fonts.status == 'loaded'"))
     image = shot(browser, f"empty-{width}-{scheme}")
