@@ -28,10 +28,9 @@ from trellis_runtime.engines.trellis2.models import graphs
 from trellis_runtime.worker.export import export
 
 _SIDE_BY_SIDE = 2
-_IN_SEQUENCE = "in sequence"
 
 WAYS = {
-    _IN_SEQUENCE: (False, False),
+    "in sequence": (False, False),
     "geometry beside texture": (True, False),
     "graphs": (False, True),
     "both": (True, True),
