@@ -1,7 +1,7 @@
 """From a decoded surface and its voxels to a textured asset.
 
     decoded surface ─► fill holes ─► close (`shells`) ─► decimate ─► repair ─► unwrap ─► rasterise
-          │                                                                                 │
+          │                          sheets: one layer              two sides               │
           └─► nearest point, voxels around it ◄──── points of the texels ◄──────────────────┘
                         ├─► base colour, metallic-roughness, alpha mode ─► gutters ─► asset, report
                         └─► normal map, occlusion, where asked (`detail`)
@@ -51,7 +51,7 @@ from trellis_runtime.engines.trellis2.baking.raster import Raster, rasterize
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
 from trellis_runtime.engines.trellis2.baking.see_through import clear_faces
 from trellis_runtime.engines.trellis2.baking.shells import (
-    close_surface,
+    close_solids,
     orient_double_sided,
     repair_shells,
     shells_bytes,
@@ -286,32 +286,37 @@ class _GeometryBake:
             limit = max(_HOLE_PERIMETER, _HOLE_VOXELS * voxel)
             vertices, faces = fill_holes(*source, limit, block)
         with self._part("shells"):
-            vertices, faces = self._closed(vertices, faces, voxel)
+            vertices, faces, layer = self._closed(vertices, faces, voxel)
         with self._part("decimate"):
-            small = decimate(vertices, faces, self.options.decimation_target, block=block)
+            target = self.options.decimation_target
+            small = decimate(vertices, faces, target, layer=layer, block=block)
             vertices, faces = small.vertices, small.faces
             if self.options.shell != "double_sided":
-                mended = repair_shells(vertices, faces, voxel, block)
+                thick = self.options.min_thickness
+                mended = repair_shells(vertices, faces, voxel, block, small.layer, thick)
                 vertices, faces = mended.vertices, mended.faces
         return vertices.to(self.device), faces.to(self.device)
 
-    def _closed(self, vertices: Tensor, faces: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
+    def _closed(
+        self, vertices: Tensor, faces: Tensor, voxel: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return vertices, faces, and which vertices (V,) are of sheets of one layer, if any."""
         options = self.options
         if options.shell == "double_sided":
-            return orient_double_sided(vertices, faces, options.block)
+            return *orient_double_sided(vertices, faces, options.block), None
         if options.shell == "remeshed":
             side = min(self.decoded.resolution, options.remesh_resolution)
             surface = Surface(vertices, faces)
-            return remesh(surface, side, options.remesh_band, str(vertices.device))
+            return *remesh(surface, side, options.remesh_band, str(vertices.device)), None
         clear, thickness = None, options.min_thickness
         if self.colors is not None:
             clear = clear_faces(vertices, faces, self.colors, options.alpha_mode)
-        shells = close_surface(
+        shells = close_solids(
             vertices, faces, voxel, min_thickness=thickness, clear=clear, block=options.block
         )
         self.hidden = shells.report.hidden_faces + shells.report.enclosed_faces
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())
-        return shells.vertices, shells.faces
+        return shells.vertices, shells.faces, shells.layer
 
 
 def _device_for(

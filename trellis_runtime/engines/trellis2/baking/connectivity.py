@@ -119,6 +119,13 @@ def marked(index: Tensor, count: int, block: int = BLOCK) -> Tensor:
     return found
 
 
+def without_unused(faces: Tensor, count: int, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Return faces (F, 3) numbered by the vertices that they use, and which (count,) these are."""
+    used = marked(faces, count, block)
+    number = used.cumsum(0, dtype=torch.int32).sub_(1)
+    return taken(number, faces.reshape(-1), block).reshape(-1, 3), used
+
+
 Pairs = Iterator[tuple[Tensor, Tensor]]
 
 

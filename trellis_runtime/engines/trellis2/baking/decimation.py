@@ -11,6 +11,10 @@ rest is asked again, a few times a round. A key is the cost, then the edge's num
 that equal costs do not form queues. The last round takes as many of the cheapest as are due: the
 mesh ends with `target` faces, or one less where every collapse takes two.
 
+An open sheet is here as one layer of faces, and is given its two sides and a strip along its rim
+only afterwards (`sheets`): its faces and its boundary edges count as two faces each, so that every
+collapse takes four, and up to three less may be left. Nothing looks at how its faces turn.
+
 Costs are in `quadrics`. A collapse keeps the topology where the ends' common neighbours are just
 the tips of the faces that go (the link condition: Dey, Edelsbrunner, Guha and Nekhayev, Topology
 Preserving Edge Contraction, 1999).
@@ -33,10 +37,10 @@ from trellis_runtime.engines.trellis2.baking import decimation_kernels as kernel
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
     boundary_and_nonmanifold_edges,
-    marked,
     sorted_edges,
     taken,
     vertex_blocks,
+    without_unused,
 )
 from trellis_runtime.engines.trellis2.baking.nearest import launch
 from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
@@ -47,17 +51,22 @@ _LEAST = 0.02  # of the faces, or what is due, goes in a round where anything ca
 _SLIVER = 0.01  # least evenness that a collapse may give a face: 1 is equilateral, 0 a line
 _THINNEST = 1e-8  # evenness that is told from a line
 _SAMPLES = 1 << 16  # costs that a round's bound is read off
+_STRIP = 2  # faces along a boundary edge of a layer that is given two sides
 _NEVER = 0x7FFFFFFFFFFFFFFF
 _BYTES_PER_FACE, _BYTES_PER_HALF_EDGE = 180, 100
 
 
 @dataclass(frozen=True, slots=True)
 class Decimated:
-    """vertices (V, 3) float32 and faces (F, 3) int32, and how many rounds it took."""
+    """vertices (V, 3) float32 and faces (F, 3) int32, and how many rounds it took.
+
+    layer (V,) bool: vertices of sheets that are still one layer, where there were such.
+    """
 
     vertices: Tensor
     faces: Tensor
     rounds: int
+    layer: Tensor | None = None
 
 
 def decimation_bytes(faces: int, block: int = BLOCK) -> int:
@@ -70,26 +79,28 @@ def decimate(
     faces: Tensor,
     target: int,
     *,
+    layer: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
     block: int = BLOCK,
 ) -> Decimated:
     """Return the mesh with at most `target` faces, or as few as its topology allows.
 
     vertices (V, 3) float32, faces (F, 3). Closed manifolds stay closed manifolds of the same genus;
-    boundaries stay where they are as far as the budget allows. `progress` is told the number of
-    faces after each round. block: half-edges that are looked at at a time; it changes memory, and
-    nothing of the result.
+    boundaries stay where they are as far as the budget allows. layer (V,) bool: vertices of sheets
+    that will be given two sides; no face has some of these and some others. `progress` is told the
+    number of faces after each round, sheets' as they will be. block: half-edges that are looked at
+    at a time; it changes memory, and nothing of the result.
     """
     warp.init()  # does its work once
-    mesh = _Mesh.begin(vertices, faces, block)
+    mesh = _Mesh.begin(vertices, faces, layer, block)
     rounds, share = 0, _SHARE
-    while len(mesh.faces) > target:
-        before = len(mesh.faces)
+    while mesh.count > target:
+        before = mesh.count
         mesh.collapse_round(target, share)
         rounds += 1
         if progress is not None:
-            progress(len(mesh.faces))
-        if len(mesh.faces) < before:
+            progress(mesh.count)
+        if mesh.count < before:
             share = _SHARE
         elif share * (before - target) < before:
             share *= 4  # all of the edges, in the end
@@ -97,18 +108,22 @@ def decimate(
             mesh.allow_slivers()
         else:
             break  # every edge that is left would change the topology, or fold a face
-    return Decimated(mesh.vertices, mesh.faces, rounds)
+    return Decimated(mesh.vertices, mesh.faces, rounds, mesh.layer)
 
 
 class _Mesh:
-    """A mesh on its way down: vertices, faces, and a quadric for each vertex."""
+    """A mesh on its way down: vertices, faces, and a quadric for each vertex.
+
+    count: faces that it will have once sheets' layers have two sides.
+    """
 
     def __init__(self, vertices: Tensor, faces: Tensor, quadrics: Tensor, block: int) -> None:
         self.vertices, self.faces, self.quadrics = vertices, faces, quadrics
-        self.sliver, self.block = _SLIVER, block
+        self.sliver, self.block, self.count = _SLIVER, block, len(faces)
+        self.layer: Tensor | None = None
 
     @classmethod
-    def begin(cls, vertices: Tensor, faces: Tensor, block: int) -> _Mesh:
+    def begin(cls, vertices: Tensor, faces: Tensor, layer: Tensor | None, block: int) -> _Mesh:
         a, b, c = faces.unbind(1)
         real = (a != b) & (b != c) & (c != a)
         quadrics = vertices.new_zeros((len(vertices), NUMBERS), dtype=torch.float64)
@@ -118,6 +133,10 @@ class _Mesh:
         rims = _rims(mesh.faces, len(mesh.vertices), block)
         given = [*mesh._arrays(), *around.arrays(), _array(rims)]
         launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, _array(quadrics)], quadrics)
+        if layer is not None:
+            of_layer = taken(layer, mesh.faces[:, 0], block)
+            rim = int((rims.reshape(-1, 3) * of_layer[:, None]).sum())
+            mesh.layer, mesh.count = layer, mesh.count + int(of_layer.sum()) + _STRIP * rim
         return mesh
 
     def allow_slivers(self) -> None:
@@ -131,13 +150,13 @@ class _Mesh:
         """
         edges = _Edges.of(self)
         around = _Around.of(self.faces, len(self.vertices), self.block)
-        excess = len(self.faces) - target
-        edges.bound(share * excess / len(self.faces))
+        excess = self.count - target
+        edges.bound(share * excess / self.count)
         closed = torch.zeros(len(self.vertices), dtype=torch.int32, device=self.faces.device)
         chosen = edges.ends.new_empty((0, 2), dtype=torch.int64)
         # Where many edges are refused, those behind them are asked too: a round ends with next to
         # nothing only when no edge is left to ask.
-        due = max(1, int(min(excess, _LEAST * len(self.faces)) / 2))
+        due = max(1, int(min(excess, _LEAST * self.count) / 2))
         for asked in itertools.count():
             found = self._independent(edges, closed)
             if len(found) == 0 or (asked >= _PASSES and len(chosen) >= due):
@@ -179,8 +198,9 @@ class _Mesh:
         chosen (N, 2) int64 are edges and their places.
         """
         chosen = chosen[edges.keys[chosen[:, 0]].argsort()]
-        gone = edges.uses[chosen[:, 0]].cumsum(0)
+        gone = self._gone(edges, chosen[:, 0]).cumsum(0)
         which, places = chosen[: int((gone < excess).sum()) + 1].unbind(1)
+        self.count -= int(gone[len(which) - 1])
         which, places = which.contiguous(), places.int().contiguous()
         points = self.vertices.new_empty((len(which), 3))
         given = [
@@ -200,12 +220,20 @@ class _Mesh:
         self.faces = faces[(a != b) & (b != c) & (c != a)]
         self._compact()
 
+    def _gone(self, edges: _Edges, which: Tensor) -> Tensor:
+        """Return how many faces (N,) each collapse takes, a sheet's both sides and its strip's."""
+        uses = edges.uses[which]
+        if self.layer is None:
+            return uses
+        # Two faces of the layer; or one, and with it a boundary edge and its strip.
+        return torch.where(self.layer[edges.ends[which, 0].long()], 2 + _STRIP, uses)
+
     def _compact(self) -> None:
         """Drop the vertices that no face uses any more."""
-        used = marked(self.faces, len(self.vertices), self.block)
-        number = used.cumsum(0, dtype=torch.int32).sub_(1)
-        self.faces = taken(number, self.faces.reshape(-1), self.block).reshape(-1, 3)
+        self.faces, used = without_unused(self.faces, len(self.vertices), self.block)
         self.vertices, self.quadrics = self.vertices[used], self.quadrics[used]
+        if self.layer is not None:
+            self.layer = self.layer[used]
 
     def _arrays(self) -> list[Any]:
         return [_array(self.vertices), _array(self.faces)]

@@ -3,13 +3,16 @@
     triangles ─► both sides of each, linked around edges (`sides`)
               ─► parts that enclose nothing dropped: inner walls, pockets, specks
               ─► insides of leaks dropped (rays: `visibility`), their rims capped (`caps`)
-              ─► one vertex for each fan of corners; edges that would be doubled are split
-              ─► copies of one place moved apart, outwards
+              ─► open sheets cut off, one layer each (`sheets`)
+              ─► the rest, a vertex for each fan of corners, copies moved apart (`assembly`)
+                                      [here the bake decimates]
+              ─► what came open mended; sheets given two sides and a strip along their rims
 
 A decoded surface has no orientation (its crossing flags are booleans), so that no sign of distance
 can be had from it. A closed part of sides with positive volume bounds a solid; one with negative
 volume bounds a hollow inside a solid, that nobody can see. An open sheet is both: its two sides are
-one part of no volume, and it stays as a thin shell.
+one part of no volume, and it stays as a thin shell. Its sides are made from one layer at the very
+end, so that both have the same triangles and cannot pass through each other.
 
 Long because closing and mending share what assembles sides and what judges the result.
 """
@@ -17,16 +20,18 @@ Long because closing and mending share what assembles sides and what judges the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.apart import move_apart
-from trellis_runtime.engines.trellis2.baking.caps import (
-    cap_loops,
-    split_doubled,
-    split_pillows,
+from trellis_runtime.engines.trellis2.baking.assembly import (
+    Mesh,
+    assembled,
+    copied,
+    moved_apart,
+    roots,
 )
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
@@ -39,18 +44,20 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     numbered,
     sorted_edges,
     taken,
-    vertex_normals,
+    without_unused,
+)
+from trellis_runtime.engines.trellis2.baking.sheets import (
+    both_sides,
+    layer_of,
+    sheet_faces,
+    together,
 )
 from trellis_runtime.engines.trellis2.baking.sides import (
     Links,
     are_clean,
     clean_faces,
-    corner_copies,
-    joined_half_edges,
-    kept_places,
     link_sides,
     side_components,
-    turned_over,
 )
 from trellis_runtime.engines.trellis2.baking.visibility import hidden_sides
 from trellis_runtime.errors import MeshRejected
@@ -93,6 +100,19 @@ class Shells:
     report: ShellReport
 
 
+@dataclass(frozen=True, slots=True)
+class Layered:
+    """`Shells` whose open sheets are still one layer of faces, turned anyhow.
+
+    layer (V,) bool: their vertices; None where there is no sheet. No face has both kinds.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    layer: Tensor | None
+    report: ShellReport
+
+
 def shells_bytes(faces: int, block: int = BLOCK) -> int:
     """Return how much memory closing `faces` faces takes at its peak, beside the inputs.
 
@@ -112,22 +132,66 @@ def close_surface(
 ) -> Shells:
     """Return closed shells on the surface of vertices (V, 3) and faces (F, 3), in any order.
 
-    voxel: side of a voxel, in the mesh's units, by which thin is told from solid. min_thickness:
-    what open sheets are thickened to, in the mesh's units, tapering to their rims; solids stay as
-    they are. clear (F,) bool: faces that one sees through; what lies behind them is not hidden.
-    block: half-edges that are looked at at a time; it changes memory, and nothing of the result.
-    Raises `MeshRejected` where nothing is left.
+    They are those of `close_solids`, its sheets given their two sides at once.
     """
-    copies, counts = _kept_sides(vertices, faces, voxel, clear, block)
-    made = _assembled(copies, block)
+    some = close_solids(
+        vertices, faces, voxel, min_thickness=min_thickness, clear=clear, block=block
+    )
+    if some.layer is None:
+        return Shells(some.vertices, some.faces, some.report)
+    made = repair_shells(some.vertices, some.faces, voxel, block, some.layer, min_thickness)
+    return replace(made, report=replace(some.report, shells=made.report.shells))
+
+
+def close_solids(
+    vertices: Tensor,
+    faces: Tensor,
+    voxel: float,
+    *,
+    min_thickness: float = 0.0,
+    clear: Tensor | None = None,
+    block: int = BLOCK,
+) -> Layered:
+    """Return the surface of vertices (V, 3) and faces (F, 3), in any order: solids closed, sheets
+    as one layer.
+
+    voxel: side of a voxel, in the mesh's units, by which thin is told from solid. min_thickness:
+    what sheets that cannot be cut off their solids are thickened to, in the mesh's units, tapering
+    to their rims; solids stay as they are. clear (F,) bool: faces that one sees through; what lies
+    behind them is not hidden. block: half-edges that are looked at at a time; it changes memory,
+    and nothing of the result. Raises `MeshRejected` where nothing is left.
+    """
+    links, kept, counts = _kept_sides(vertices, faces, voxel, clear, block)
+    chosen, sheets = sheet_faces(links, kept, len(vertices)), None
+    if bool(chosen.any()):
+        sheets = layer_of(vertices, links.faces[chosen], block)
+        kept = kept.reshape(-1, 2)[~chosen].reshape(-1)
+        links = link_sides(vertices, links.faces[~chosen], block)
+    del chosen
+    if not bool(kept.any()):  # sheets and nothing else
+        report = ShellReport(0, **counts)  # type: ignore[arg-type]
+        return _with_sheets(Shells(vertices[:0].float(), faces[:0].int(), report), sheets, block)
+    copies = copied(vertices, links, kept)
+    del links, kept
+    made = assembled(copies, block)
     del copies
-    points = _moved_apart(made, min_thickness, _APART * voxel, block)
-    return _finished(points, made.faces, block, capped_loops=made.loops, **counts)
+    points = moved_apart(made, min_thickness, _APART * voxel, block)
+    solids = _finished(points, made.faces, block, capped_loops=made.loops, **counts)
+    return _with_sheets(solids, sheets, block)
+
+
+def _with_sheets(solids: Shells, sheets: Mesh | None, block: int) -> Layered:
+    if sheets is None:
+        return Layered(solids.vertices, solids.faces, None, solids.report)
+    vertices, faces = together((solids.vertices, solids.faces), sheets)
+    layer = torch.arange(len(vertices), device=vertices.device) >= len(solids.vertices)
+    parts = solids.report.shells + _parts(sheets[1], len(sheets[0]), block)
+    return Layered(vertices, faces, layer, replace(solids.report, shells=parts))
 
 
 def _kept_sides(
     vertices: Tensor, faces: Tensor, voxel: float, clear: Tensor | None, block: int
-) -> tuple[_Copies, dict[str, float]]:
+) -> tuple[Links, Tensor, dict[str, float]]:
     """Return those sides that bound something and can be seen, and what was counted."""
     chosen = are_clean(faces, len(vertices), block)
     faces, clear = faces[chosen].int(), None if clear is None else clear[chosen]
@@ -146,27 +210,59 @@ def _kept_sides(
         )
     counts = {"thin_share": thin, "hidden_faces": int(hidden.sum())}
     within = int(enclosed.sum())
-    return _copied(vertices, links, kept), counts | {
-        "dropped_inner": dropped,
-        "dropped_specks": specks,
-        "enclosed_faces": within,
-    }
+    return (
+        links,
+        kept,
+        counts
+        | {
+            "dropped_inner": dropped,
+            "dropped_specks": specks,
+            "enclosed_faces": within,
+        },
+    )
 
 
-def repair_shells(vertices: Tensor, faces: Tensor, voxel: float, block: int = BLOCK) -> Shells:
+def repair_shells(
+    vertices: Tensor,
+    faces: Tensor,
+    voxel: float,
+    block: int = BLOCK,
+    layer: Tensor | None = None,
+    min_thickness: float = 0.0,
+) -> Shells:
     """Return the oriented shells of vertices (V, 3) and faces (F, 3) mended after decimation.
 
     Faces keep their direction. Where an edge has more than two faces or a vertex several fans, they
-    come apart; where a hole has opened it is capped; vertices that have met move apart.
+    come apart; where a hole has opened it is capped; vertices that have met move apart. layer (V,)
+    bool: vertices of sheets, which are given two sides, `min_thickness` from each other.
     """
+    if layer is None:
+        vertices, faces = _mended(vertices, faces, voxel, block)
+    else:
+        of_layer, far = taken(layer, faces[:, 0], block), max(_APART * voxel, min_thickness / 2)
+        solids = _mended(*_alone(vertices, faces[~of_layer], block), voxel, block)
+        sheets = both_sides(*_alone(vertices, faces[of_layer], block), far, block)
+        vertices, faces = together(solids, sheets)
+    return _finished(move_apart(vertices.float(), faces, _APART * voxel, block), faces, block)
+
+
+def _alone(vertices: Tensor, faces: Tensor, block: int) -> Mesh:
+    faces, used = without_unused(faces, len(vertices), block)
+    return vertices[used], faces
+
+
+def _mended(vertices: Tensor, faces: Tensor, voxel: float, block: int) -> Mesh:
+    """Return closed, oriented shells as a manifold again, if they are none."""
+    if len(faces) == 0:
+        return vertices, faces
     faces = clean_faces(faces, len(vertices), block)
     boundary, crowded = boundary_and_nonmanifold_edges(faces, len(vertices), block)
     if len(boundary) or len(crowded) or _pinched(faces, len(vertices), block):
         links = link_sides(vertices, faces, block)
         kept = torch.arange(2 * len(faces), device=faces.device) % 2 == 0
-        made = _assembled(_copied(vertices, links, kept), block)
-        vertices, faces = _moved_apart(made, 0.0, _APART * voxel, block), made.faces
-    return _finished(move_apart(vertices.float(), faces, _APART * voxel, block), faces, block)
+        made = assembled(copied(vertices, links, kept), block)
+        vertices, faces = moved_apart(made, 0.0, _APART * voxel, block), made.faces
+    return vertices, faces
 
 
 def orient_double_sided(
@@ -223,92 +319,6 @@ def _side_values(
     return blocks
 
 
-@dataclass(frozen=True, slots=True)
-class _Copies:
-    """The kept sides as a mesh, copies still together and loops still open.
-
-    points (V, 3), faces (F, 3) int32, joined (P, 2) int32: half-edges that face each other. source
-    (V,): which vertex each is a copy of. sheet and solid (V,) bool: whether a two-sided, a
-    one-sided face has it.
-    """
-
-    points: Tensor
-    faces: Tensor
-    joined: Tensor
-    source: Tensor
-    sheet: Tensor
-    solid: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Assembled:
-    """A closed manifold mesh of kept sides: points (V, 3), faces (F, 3) int32, loops capped.
-
-    source (V,): as `_Copies` has it, -1 for those that were made here; sheet, solid: likewise.
-    """
-
-    points: Tensor
-    faces: Tensor
-    source: Tensor
-    sheet: Tensor
-    solid: Tensor
-    loops: int
-
-
-def _copied(vertices: Tensor, links: Links, kept: Tensor) -> _Copies:
-    """Return the mesh of the kept sides (2 F,) bool: one vertex for each fan of their corners."""
-    block, place = links.block, kept_places(kept)
-    joined = joined_half_edges(links, kept, place)
-    labels = corner_copies(links, kept, place)
-    del place
-    sides = kept.nonzero()[:, 0].int()
-    corner = _roots(labels)
-    origin = links.faces[sides[corner // 3].long() // 2, corner % 3]
-    made, count = numbered(labels, block)
-    del labels
-    made = turned_over(sides, made.reshape(-1, 3))
-    both = taken(kept[0::2] & kept[1::2], sides // 2, block)
-    sheet, solid = marked(made[both], count, block), marked(made[~both], count, block)
-    return _Copies(taken(vertices, origin, block), made, joined, origin, sheet, solid)
-
-
-def _roots(labels: Tensor) -> Tensor:
-    """Return the things (P,) int64 whose label (N,) is their own number: one of each part."""
-    own = torch.arange(len(labels), device=labels.device, dtype=labels.dtype)
-    return (labels == own).nonzero()[:, 0]
-
-
-def _assembled(copies: _Copies, block: int) -> _Assembled:
-    """Return the mesh with loops capped, pillows and doubled edges split: closed and manifold."""
-    origin = copies.source
-    mesh, joined = cap_loops(copies.points, copies.faces, copies.joined, block)
-    loops = len(mesh[0]) - len(origin)
-    mesh = split_doubled(*split_pillows(*mesh, joined, block), block)
-    new = len(mesh[0]) - len(origin)
-    source = torch.cat([origin, origin.new_full((new,), -1)])
-    flags = (copies.sheet, copies.solid)
-    sheet, solid = (torch.cat([flag, flag.new_zeros(new)]) for flag in flags)
-    return _Assembled(*mesh, source, sheet, solid, loops)
-
-
-def _moved_apart(mesh: _Assembled, thickness: float, least: float, block: int) -> Tensor:
-    """Return points (V, 3) where copies of one vertex stand apart.
-
-    Each moves outwards, into the air that its faces share, so that a sheet has two sides and
-    solids that touch along an edge are joined there; sheets to half of `thickness` each, where no
-    solid is at them. What meets even then is moved on.
-    """
-    points = mesh.points
-    uses = torch.bincount(mesh.source[mesh.source >= 0], minlength=1)
-    copied = (mesh.source >= 0) & (taken(uses, mesh.source.clamp(min=0), block) > 1)
-    if not bool(copied.any()):
-        return move_apart(points.float(), mesh.faces, least, block)
-    far = torch.where(mesh.sheet & ~mesh.solid, max(least, thickness / 2), least)
-    far = (far * copied)[:, None].float()
-    points = points + vertex_normals(points, mesh.faces, block) * far
-    return move_apart(points.float(), mesh.faces, least, block)
-
-
 def _pinched(faces: Tensor, count: int, block: int) -> bool:
     """Whether the corners at some vertex of a closed manifold make more than one fan."""
     order = [faces.new_empty(0, dtype=torch.int32)]
@@ -328,7 +338,7 @@ def _pinched(faces: Tensor, count: int, block: int) -> bool:
             yield nexts[:, 0], part[:, 1]
 
     fans = component_labels(pairs, 3 * len(faces), faces.device, block)
-    return len(_roots(fans)) != int(marked(faces, count, block).sum())
+    return len(roots(fans)) != int(marked(faces, count, block).sum())
 
 
 def _finished(points: Tensor, faces: Tensor, block: int, **counts: float) -> Shells:
@@ -340,11 +350,17 @@ def _finished(points: Tensor, faces: Tensor, block: int, **counts: float) -> She
             f"{len(crowded) // 2} crowded ones are left; shell: 'double_sided' keeps it open"
         )
 
+    shells = _parts(faces, len(points), block)
+    return Shells(points.float(), faces.int(), ShellReport(shells, **counts))  # type: ignore[arg-type]
+
+
+def _parts(faces: Tensor, count: int, block: int) -> int:
+    """Return how many parts faces (F, 3) of `count` vertices make."""
+
     def pairs() -> Pairs:
         for part in torch.split(faces, block):
             yield part[:, 0], part[:, 1]
             yield part[:, 1], part[:, 2]
 
-    labels = component_labels(pairs, len(points), faces.device, block)
-    shells = int(marked(faces, len(points), block)[_roots(labels)].sum())
-    return Shells(points.float(), faces.int(), ShellReport(shells, **counts))  # type: ignore[arg-type]
+    labels = component_labels(pairs, count, faces.device, block)
+    return int(marked(faces, count, block)[roots(labels)].sum())
