@@ -13,8 +13,8 @@ from benchmarks.shapes import make_shape
 from trellis_runtime.engines.trellis2.baking.bake import BakeOptions
 from trellis_runtime.engines.trellis2.baking.decimation import decimate, decimation_bytes
 from trellis_runtime.engines.trellis2.baking.shells import (
-    Shells,
-    close_surface,
+    Layered,
+    close_solids,
     repair_shells,
     shells_bytes,
 )
@@ -43,11 +43,11 @@ def decoded(name: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(shape.vertices), torch.from_numpy(shape.faces)
 
 
-def closed(name: str, block: int) -> Shells:
+def closed(name: str, block: int) -> Layered:
     vertices, faces = decoded(name)
     # What lies beyond x = 0 is clear: rays go through trees over some of the faces each.
     clear = vertices[faces.long()].mean(1)[:, 0] > 0
-    return close_surface(vertices, faces, 1 / SIDE, clear=clear, block=block)
+    return close_solids(vertices, faces, 1 / SIDE, clear=clear, block=block)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,12 +56,16 @@ def test_blocks_of_any_size_give_the_same_bytes(name: str) -> None:
     assert torch.equal(whole.vertices, parts.vertices)
     assert torch.equal(whole.faces, parts.faces)
     assert whole.report == parts.report
-    few = len(whole.faces) // 3
-    once = decimate(whole.vertices, whole.faces, few)
-    again = decimate(whole.vertices, whole.faces, few, block=SMALL)
+    few, layer = len(whole.faces) // 3, whole.layer
+    assert (layer is None) == (name == "closed_smooth")
+    once = decimate(whole.vertices, whole.faces, few, layer=layer)
+    again = decimate(whole.vertices, whole.faces, few, layer=layer, block=SMALL)
     assert torch.equal(once.vertices, again.vertices)
     assert torch.equal(once.faces, again.faces)
-    mended = [repair_shells(once.vertices, once.faces, 1 / SIDE, b) for b in (1 << 22, SMALL)]
+    mended = [
+        repair_shells(once.vertices, once.faces, 1 / SIDE, block, once.layer)
+        for block in (1 << 22, SMALL)
+    ]
     assert torch.equal(mended[0].vertices, mended[1].vertices)
     assert torch.equal(mended[0].faces, mended[1].faces)
 
@@ -69,15 +73,17 @@ def test_blocks_of_any_size_give_the_same_bytes(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_closing_and_decimating_take_what_they_say(name: str) -> None:
     vertices, faces = decoded(name)
-    made: list[Shells] = []
-    peak = torch_peak(lambda: made.append(close_surface(vertices, faces, 1 / SIDE, block=SMALL)))
+    made: list[Layered] = []
+    peak = torch_peak(lambda: made.append(close_solids(vertices, faces, 1 / SIDE, block=SMALL)))
     need = shells_bytes(len(faces), SMALL)
     assert 0.4 * need < peak <= need
     if name == "closed_smooth":  # its decimation is what asks for most
         assert peak < decimation_bytes(len(faces), SMALL)
     shells = made[0]
-    few = len(shells.faces) // 3
-    peak = torch_peak(lambda: decimate(shells.vertices, shells.faces, few, block=SMALL))
+    few, layer = len(shells.faces) // 3, shells.layer
+    peak = torch_peak(
+        lambda: decimate(shells.vertices, shells.faces, few, layer=layer, block=SMALL)
+    )
     need = decimation_bytes(len(shells.faces), SMALL)
     assert 0.4 * need < peak <= need
 
