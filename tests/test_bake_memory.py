@@ -57,7 +57,7 @@ def test_blocks_of_any_size_give_the_same_bytes(name: str) -> None:
     assert torch.equal(whole.faces, parts.faces)
     assert whole.report == parts.report
     few, layer = len(whole.faces) // 3, whole.layer
-    assert (layer is None) == (name == "closed_smooth")
+    assert layer is not None  # where one sees through, a pricked body has two sides as well
     once = decimate(whole.vertices, whole.faces, few, layer=layer)
     again = decimate(whole.vertices, whole.faces, few, layer=layer, block=SMALL)
     assert torch.equal(once.vertices, again.vertices)
