@@ -1106,6 +1106,27 @@ _BAKE: tuple[Mutant, ...] = (
         (_BY_VALUES,),
     ),
     Mutant(
+        "an open sheet is decimated as one layer",
+        f"{_BAKING}/shells.py",
+        "    if bool(chosen.any()):",
+        "    if False:",
+        ("tests/test_bake_sheets.py::test_a_sheet_and_a_sphere_share_one_budget",),
+    ),
+    Mutant(
+        "a sheet is cut off only where what it was joined to closes behind it",
+        f"{_BAKING}/sheets.py",
+        "taken(~held & large, patch",
+        "taken(large, patch",
+        ("tests/test_bake_sheets.py::test_where_one_side_goes_over_into_two_nothing_is_cut",),
+    ),
+    Mutant(
+        "the strips along a sheet's rim are in its budget",
+        f"{_BAKING}/decimation.py",
+        "int(of_layer.sum()) + _STRIP * rim",
+        "int(of_layer.sum())",
+        ("tests/test_bake_sheets.py::test_what_is_counted_on_the_way_down_is_what_comes_of_it",),
+    ),
+    Mutant(
         "decimation changes no mesh that it was given",
         f"{_BAKING}/decimation.py",
         "vertices.float().clone().contiguous()",

@@ -222,7 +222,7 @@ def _surface_bytes(faces: int, options: BakeOptions) -> int:
         return max(faces * _TREE_BYTES_PER_FACE, decimation_bytes(faces, block))
     if options.shell == "double_sided":
         return max(shells_bytes(faces, block), decimation_bytes(faces, block))
-    both = 36 * faces + decimation_bytes(2 * faces, block)  # of an open surface both sides stay
+    both = 36 * faces + decimation_bytes(2 * faces, block)  # where no sheet can be cut off
     return max(shells_bytes(faces, block), both)
 
 

@@ -65,7 +65,7 @@ from trellis_runtime.errors import MeshRejected
 _THIN = 0.05  # voxels of mean thickness, below which a part of sides encloses nothing
 _SPECK = 1e-5  # of all area: a smaller closed part is dropped, as upstream's clean-up does
 _APART = 0.02  # voxels that copies of one place move, so that welding does not undo them
-_BYTES_PER_FACE = 260  # measured: 150 of a closed surface, 242 of an open one, which doubles
+_BYTES_PER_FACE = 260  # measured: 150 of a closed surface, 242 of sheets that cannot be cut off
 _BYTES_PER_LINK = 100
 
 
@@ -116,7 +116,7 @@ class Layered:
 def shells_bytes(faces: int, block: int = BLOCK) -> int:
     """Return how much memory closing `faces` faces takes at its peak, beside the inputs.
 
-    It is that of an open surface, whose both sides stay; a closed one takes two thirds.
+    It is that of sheets that stay with solids, both sides; others take two thirds at most.
     """
     return faces * _BYTES_PER_FACE + min(block, 3 * faces) * _BYTES_PER_LINK
 
