@@ -51,7 +51,7 @@ def wavy(side: float = 0.8, steps: int = 60) -> Soup:
 
 def baked(mesh: Soup, target: int, thickness: float = 0.0) -> Shells:
     """What the bake makes of a surface: closed, decimated, mended."""
-    some = close_solids(*mesh, VOXEL, min_thickness=thickness)
+    some = close_solids(*mesh, VOXEL, target=target, min_thickness=thickness)
     few = decimate(some.vertices, some.faces, target, layer=some.layer)
     return repair_shells(few.vertices, few.faces, VOXEL, layer=few.layer, min_thickness=thickness)
 
@@ -189,9 +189,9 @@ def test_where_one_side_goes_over_into_two_nothing_is_cut() -> None:
     points, faces = wavy(steps=12)
     links = link_sides(points, faces)
     kept = torch.ones(2 * len(faces), dtype=torch.bool)
-    assert bool(sheet_faces(links, kept, len(points)).all())
+    assert bool(sheet_faces(links, kept, len(points), 1.0).all())
     kept[1::2] = points[faces.long()].mean(1)[:, 0] < 0  # behind the other half nobody looks
-    assert not bool(sheet_faces(links, kept, len(points)).any())
+    assert not bool(sheet_faces(links, kept, len(points), 1.0).any())
 
 
 def test_a_moebius_band_is_decimated_as_one_layer() -> None:

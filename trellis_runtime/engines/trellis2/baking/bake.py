@@ -312,7 +312,13 @@ class _GeometryBake:
         if self.colors is not None:
             clear = clear_faces(vertices, faces, self.colors, options.alpha_mode)
         shells = close_solids(
-            vertices, faces, voxel, min_thickness=thickness, clear=clear, block=options.block
+            vertices,
+            faces,
+            voxel,
+            target=options.decimation_target,
+            min_thickness=thickness,
+            clear=clear,
+            block=options.block,
         )
         self.hidden = shells.report.hidden_faces + shells.report.enclosed_faces
         logger().info("surface_closed", job_id=self.scope.job_id, **shells.report.facts())

@@ -38,14 +38,15 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
 )
 from trellis_runtime.engines.trellis2.baking.sides import Links, clean_faces, link_sides
 
-_LEAST_FACES = 16  # of a patch that is cut off: a strip along a smaller one costs more than it
+_MOST_STRIPS = 0.3  # of a patch's faces once decimated: more, and its faces are missed elsewhere
 _STEEPEST = 2.0  # times as far as its faces should be does a vertex on a fold move
 
 
-def sheet_faces(links: Links, kept: Tensor, count: int) -> Tensor:
+def sheet_faces(links: Links, kept: Tensor, count: int, left: float) -> Tensor:
     """Return which faces (F,) bool are of sheets that can be cut off.
 
-    kept (2 F,) bool: sides; `count` vertices. Patches of faces of which both sides are kept hang
+    kept (2 F,) bool: sides; `count` vertices; left: the share of faces that decimation will leave.
+    A patch whose rim is long for its few faces stays: the strip along it would take them. Patches of faces of which both sides are kept hang
     together over edges of two such. One is cut off where all that its sides are linked with is
     kept: what it was joined to then closes behind it. Where a surface with one side goes over into
     it, as at the mouth of a leak, both stay together.
@@ -63,8 +64,13 @@ def sheet_faces(links: Links, kept: Tensor, count: int) -> Tensor:
     labels = component_labels(pairs, len(chosen), kept.device, links.block)
     patch, patches = numbered(labels, links.block)
     held = marked(patch[_held(links, kept)[chosen]], patches, links.block)
-    large = torch.bincount(patch, minlength=patches) >= _LEAST_FACES
-    both[chosen] = taken(~held & large, patch, links.block)
+    inner = torch.zeros(patches, dtype=torch.int64, device=kept.device)
+    for part in torch.split(joined, links.block):
+        inner += torch.bincount(patch[part[:, 0].long() // 3], minlength=patches)
+    faces = torch.bincount(patch, minlength=patches)
+    # Of a surface of which a share stays, the root of that share stays of a line on it.
+    worth = 3 * faces - 2 * inner <= _MOST_STRIPS * left**0.5 * faces
+    both[chosen] = taken(~held & worth, patch, links.block)
     return both
 
 

@@ -148,6 +148,7 @@ def close_solids(
     faces: Tensor,
     voxel: float,
     *,
+    target: int | None = None,
     min_thickness: float = 0.0,
     clear: Tensor | None = None,
     block: int = BLOCK,
@@ -155,14 +156,16 @@ def close_solids(
     """Return the surface of vertices (V, 3) and faces (F, 3), in any order: solids closed, sheets
     as one layer.
 
-    voxel: side of a voxel, in the mesh's units, by which thin is told from solid. min_thickness:
-    what sheets that cannot be cut off their solids are thickened to, in the mesh's units, tapering
+    voxel: side of a voxel, in the mesh's units, by which thin is told from solid. target: faces
+    that decimation will leave, by which sheets are judged; all, where it is not given.
+    min_thickness: what sheets that are not cut off are thickened to, in the mesh's units, tapering
     to their rims; solids stay as they are. clear (F,) bool: faces that one sees through; what lies
     behind them is not hidden. block: half-edges that are looked at at a time; it changes memory,
     and nothing of the result. Raises `MeshRejected` where nothing is left.
     """
     links, kept, counts = _kept_sides(vertices, faces, voxel, clear, block)
-    chosen, sheets = sheet_faces(links, kept, len(vertices)), None
+    left = 1.0 if target is None else min(1.0, target / int(kept.sum()))
+    chosen, sheets = sheet_faces(links, kept, len(vertices), left), None
     if bool(chosen.any()):
         sheets = layer_of(vertices, links.faces[chosen], block)
         kept = kept.reshape(-1, 2)[~chosen].reshape(-1)
