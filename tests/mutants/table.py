@@ -1043,6 +1043,20 @@ _BY_VALUES = f"{_JOINTS}test_the_asset_is_the_marked_shape_by_values[512]"
 
 _BAKE: tuple[Mutant, ...] = (
     Mutant(
+        "a link's sides are told by which way their half-edges run",
+        f"{_BAKING}/sides.py",
+        "ways = 2 * order + (faces[face, k] >= faces[face, (k + 1) % 3])",
+        "ways = 2 * order",
+        ("tests/test_bake_shells.py::test_which_way_the_given_faces_turn_makes_no_difference",),
+    ),
+    Mutant(
+        "a kernel gets no tensor of other dimensions than it declares",
+        f"{_BAKING}/launch.py",
+        "if told.ndim != declared.type.ndim:",
+        "if False:",
+        ("tests/test_bake_launch.py::test_a_tensor_of_another_kind_is_refused",),
+    ),
+    Mutant(
         "what is translucent hides nothing",
         f"{_BAKING}/visibility.py",
         "asked, count, through=True)",
