@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import encoded, picture
@@ -28,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output": {"finishes": [
             {"name": "other", "decimation_target": 1500},
             {"name": "small", "decimation_target": 1000, "compression": "draco", "size_m": 2.0},
+            {"name": "packed", "decimation_target": 1000, "compression": "meshopt"},
         ], "lods": [1800, 1200]},
     }  # fmt: skip
     answer = handle(start(root), asked)
@@ -59,7 +61,7 @@ def test_a_file_tells_what_it_is_and_that_it_is_whole(
     assert "whole: geometry and textures are as they were written" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model.glb", "small.glb", "lod1.glb"])
+@pytest.mark.parametrize("name", ["model.glb", "small.glb", "packed.glb", "lod1.glb"])
 def test_a_file_is_made_again_from_its_picture_and_is_the_same(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -68,6 +70,17 @@ def test_a_file_is_made_again_from_its_picture_and_is_the_same(
     assert told["same_picture"]
     assert told["same"], told
     assert code == 0
+
+
+def test_a_packed_file_tells_its_bounds_and_is_whole(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [
+        report(capsys, str(folder / f"output/j1/{name}.glb"))[1] for name in ("other", "packed")
+    ]
+    assert told[1]["whole"]
+    assert told[1]["faces"] <= 1000
+    assert np.allclose(told[1]["bounds"], told[0]["bounds"], atol=0.01)  # metres, as they lie there
 
 
 def test_a_file_that_was_changed_is_told(
