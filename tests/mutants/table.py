@@ -356,11 +356,14 @@ _CORE: tuple[Mutant, ...] = (
         ("tests/test_images.py::test_exif_rotation_is_applied",),
     ),
     Mutant(
-        "an opaque material carries no alpha",
+        "an opaque material carries no alpha, and so do its maps",
         _WRITER,
-        'if all(mode == "OPAQUE" for mode, _ in _groups(asset)):',
-        "if False:",
-        ("tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",),
+        'if asset.base_color is None or any(mode != "OPAQUE" for mode, _ in _groups(asset)):',
+        "if True:",
+        (
+            "tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",
+            "tests/test_formats.py::test_maps_have_the_opacity_that_the_glb_has",
+        ),
     ),
     Mutant(
         "the metallic-roughness map is lossless",
@@ -1304,13 +1307,6 @@ _FORMATS: tuple[Mutant, ...] = (
             "tests/test_glb.py::"
             "test_textures_are_read_beside_a_buffer_that_has_no_bytes_and_beside_no_other",
         ),
-    ),
-    Mutant(
-        "maps have no alpha that the GLB has not",
-        _WRITER,
-        '    if asset.base_color is None or any(mode != "OPAQUE" for mode, _ in _groups(asset)):',
-        "    if True:",
-        ("tests/test_formats.py::test_maps_have_the_opacity_that_the_glb_has",),
     ),
     Mutant(
         "maps are baked as the GLB that they belong to",
