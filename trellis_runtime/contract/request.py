@@ -155,6 +155,14 @@ _Metres = Annotated[float, Field(ge=1e-3, le=1e3)]
 _PLACED = ("size_m", "size_axis", "pivot")
 
 
+def _rule_of_place() -> dict[str, Any]:
+    """What has no mesh has no size and lies nowhere."""
+    without = [name for name, facts in FORMATS.items() if not facts.has_mesh]
+    nowhere: dict[str, Any] = {field: {"type": "null"} for field in _PLACED}
+    outcome = {"properties": nowhere | {"up_axis": {"const": "auto"}}}
+    return _needs({"format": {"enum": without}}, outcome)
+
+
 def _finish_rules() -> Any:
     textured = [name for name, facts in FORMATS.items() if facts.textures]
     y_up = [name for name, facts in FORMATS.items() if facts.y_up_only]
@@ -181,15 +189,7 @@ def _finish_rules() -> Any:
             "if": {"properties": {"format": {"enum": y_up}}},
             "then": {"properties": {"up_axis": {"enum": ["auto", "y"]}}},
         },
-        _needs(
-            {"format": {"enum": [name for name, facts in FORMATS.items() if not facts.has_mesh]}},
-            {
-                "properties": {
-                    **{field: {"type": "null"} for field in _PLACED},
-                    "up_axis": {"const": "auto"},
-                }
-            },
-        ),
+        _rule_of_place(),
         {
             "if": with_format | {"properties": {"format": {"not": {"const": "glb"}}}},
             "then": {"properties": {"compression": {"type": "null"}}},
