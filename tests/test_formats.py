@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import resource
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -504,6 +505,22 @@ def test_gltfpack_is_stopped_at_its_bounds(bound: dict[str, int], words: str) ->
     plain += b"\0" * (4 << 20)
     with pytest.raises(FileRejected, match=words):
         gltfpack.pack(plain, ["-cc"], **bound)
+
+
+def test_gltfpack_leaves_nothing_of_a_run_behind() -> None:
+    """A run reserves 4 GiB of addresses; whether it ends well or not, they are given back."""
+    plain = encode_glb(ball(), "png", {}).data
+
+    def address_space() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    gltfpack.pack(plain, ["-cc"])
+    before = address_space()
+    for _ in range(2):
+        gltfpack.pack(plain, ["-cc"])
+        with pytest.raises(FileRejected):
+            gltfpack.pack(plain, ["-cc"], fuel=1_000_000)
+    assert address_space() < before + (1 << 30)
 
 
 def test_gltfpacks_own_words_are_in_the_error() -> None:

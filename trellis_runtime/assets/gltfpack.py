@@ -81,21 +81,23 @@ def _ended(files: _Files, arguments: list[str], memory: int, fuel: int) -> int:
     import wasmtime
 
     engine, module = _compiled()
-    store = wasmtime.Store(engine)
-    store.set_limits(memory_size=memory)
-    store.set_fuel(fuel)
-    linker = wasmtime.Linker(engine)
-    for wanted in module.imports:
-        function = wasmtime.Func(store, wanted.type, getattr(files, wanted.name))
-        linker.define(store, wanted.module, wanted.name, function)
-    exports: Any = linker.instantiate(store, module).exports(store)
-    files.memory = _Memory(store, exports["memory"])
-    exports["__wasm_call_ctors"](store)
+    with wasmtime.Store(engine) as store:  # closed: it and `files` hold each other
+        store.set_limits(memory_size=memory)
+        store.set_fuel(fuel)
+        imports = [wasmtime.Func(store, i.type, getattr(files, i.name)) for i in module.imports]
+        exports = wasmtime.Instance(store, module, imports).exports(store)
+        files.memory = _Memory(store, exports["memory"])
+        return _called(files.memory, exports, arguments)
+
+
+def _called(memory: _Memory, exports: Any, arguments: list[str]) -> int:
+    """Call gltfpack as a program is called, with its words in its memory; returns its exit code."""
+    exports["__wasm_call_ctors"](memory.store)
     words = [word.encode() + b"\0" for word in ["gltfpack", *arguments]]
-    at = exports["malloc"](store, 4 * len(words) + sum(map(len, words)))
+    at = exports["malloc"](memory.store, 4 * len(words) + sum(map(len, words)))
     starts = [at + 4 * len(words) + sum(map(len, words[:i])) for i in range(len(words))]
-    files.memory.put(at, b"".join(map(_U32.pack, starts)) + b"".join(words))
-    return int(exports["pack"](store, len(words), at))
+    memory.put(at, b"".join(map(_U32.pack, starts)) + b"".join(words))
+    return int(exports["pack"](memory.store, len(words), at))
 
 
 @dataclass(frozen=True, slots=True)
