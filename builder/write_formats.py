@@ -74,7 +74,8 @@ def library_of(finish: dict[str, Any]) -> str:
 
 def row_of(finish: dict[str, Any], told: dict[str, Any]) -> str:
     """Return one line of the table, from the request and the answer."""
-    asked = ", ".join(f"`{k}: {v}`" for k, v in finish.items() if k not in ("name", "format"))
+    said = {"name", "format"} if finish.get("format") != "maps" else {"name"}  # obj is a zip too
+    asked = ", ".join(f"`{k}: {v}`" for k, v in finish.items() if k not in said)
     size = told["texture"]["size"] or "-"
     return (
         f"| `{told['file_name'].split('.', 1)[1]}` | {asked or 'as the request'} "
