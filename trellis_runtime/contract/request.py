@@ -371,7 +371,7 @@ class Output(RequestModel):
     compression: Compression = Field(
         "none",
         description="Of the GLB's geometry. draco: a tenth of the bytes; the file then needs "
-        "KHR_draco_mesh_compression. meshopt: a fifth, and many times faster to read; it needs "
+        "KHR_draco_mesh_compression. meshopt: a sixth, and many times faster to read; it needs "
         "EXT_meshopt_compression and KHR_mesh_quantization. Both keep lengths to a 16,000th of "
         "its size.",
     )
