@@ -274,6 +274,26 @@ def test_other_formats_are_chosen_and_downloaded_with_their_sizes(
     assert "For printing (3MF)" in element(browser, "files").text
 
 
+def test_a_model_packed_with_meshopt_is_shown(browser: Any, url: str, tmp_path: Path) -> None:
+    """With the decoder that the page has: nothing comes from elsewhere."""
+    open_page(browser, url)
+    choose(browser, tmp_path, picture(140))
+    browser.execute_script(
+        "const control = document.getElementById('field-output.compression');"
+        "control.value = 'meshopt'; control.dispatchEvent(new Event('change'))"
+    )
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+    time.sleep(1.5)  # model-viewer fades its poster out
+    assert seen_model(browser).std() > 5, "the model's canvas is blank"
+    document = browser.execute_async_script(
+        "const done = arguments[0]; fetch(document.querySelector('#files a').href)"
+        ".then(r => r.text()).then(t => done(t.slice(0, 4000)))"
+    )
+    assert "EXT_meshopt_compression" in document
+
+
 def joined(lines: list[str]) -> list[str]:
     """A name and its size are one line or two, as the browser lays them out."""
     return [*lines, *(f"{a} {b}" for a, b in itertools.pairwise(lines))]

@@ -356,11 +356,14 @@ _CORE: tuple[Mutant, ...] = (
         ("tests/test_images.py::test_exif_rotation_is_applied",),
     ),
     Mutant(
-        "an opaque material carries no alpha",
+        "an opaque material carries no alpha, and so do its maps",
         _WRITER,
-        'if all(mode == "OPAQUE" for mode, _ in _groups(asset)):',
-        "if False:",
-        ("tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",),
+        'if asset.base_color is None or any(mode != "OPAQUE" for mode, _ in _groups(asset)):',
+        "if True:",
+        (
+            "tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",
+            "tests/test_formats.py::test_maps_have_the_opacity_that_the_glb_has",
+        ),
     ),
     Mutant(
         "the metallic-roughness map is lossless",
@@ -1287,6 +1290,44 @@ _FORMATS: tuple[Mutant, ...] = (
         "    if len(after.faces) != len(faces):",
         "    if False:",
         ("tests/test_formats.py::test_what_compression_lost_is_refused",),
+    ),
+    Mutant(
+        "what meshopt lost is not given out",
+        "trellis_runtime/assets/glb_meshopt.py",
+        "        if not len(faces) - _collapsed(corners) <= len(back) <= len(faces):",
+        "        if False:",
+        ("tests/test_formats.py::test_what_meshopt_lost_is_refused",),
+    ),
+    Mutant(
+        "meshopt without gltfpack is refused before anything is computed",
+        "trellis_runtime/assets/formats/write.py",
+        '    if compression == "meshopt" and not gltfpack.WASM.is_file():',
+        "    if False:",
+        (f"{_FIN}test_meshopt_without_gltfpack_is_told_before_anything_is_computed",),
+    ),
+    Mutant(
+        "a second buffer is one that has no bytes",
+        _READER,
+        "or not all(map(_has_no_bytes, buffers[1:]))",
+        "or False",
+        (
+            "tests/test_glb.py::"
+            "test_textures_are_read_beside_a_buffer_that_has_no_bytes_and_beside_no_other",
+        ),
+    ),
+    Mutant(
+        "maps are baked as the GLB that they belong to",
+        "trellis_runtime/worker/orders.py",
+        "            texture_size=self.texture_size if self.facts.textures else 0,",
+        '            texture_size=512 if self.format == "maps" else self.texture_size,',
+        (f"{_FIN}test_maps_are_those_of_the_glb_that_they_are_asked_beside_and_cost_no_bake",),
+    ),
+    Mutant(
+        "what has no mesh has no size and no place",
+        "trellis_runtime/contract/request.py",
+        "        if not facts.has_mesh:\n            self._require_no_place()\n",
+        "",
+        (f"{_FIN}test_a_finish_that_cannot_be_is_refused_and_the_schema_says_the_same",),
     ),
     Mutant(
         "v runs upwards in OBJ",

@@ -157,8 +157,8 @@ class Delivery:
         raise AnswerTooLarge(
             f"{what} {payload_bytes} bytes; inline, the platform takes about {room}{each}. "
             "Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, "
-            "or ask for output.texture_format 'webp', output.compression 'draco', fewer finishes, "
-            f"a smaller texture_size, or a decimation_target well below {faces}",
+            "or ask for output.texture_format 'webp', output.compression 'draco' or 'meshopt', "
+            f"fewer finishes, a smaller texture_size, or a decimation_target well below {faces}",
             field="output.delivery",
         )
 

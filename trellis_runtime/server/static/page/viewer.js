@@ -11,6 +11,10 @@ const scene = () => {
   return key ? viewer()[key] : null;
 };
 
+// Draco's decoder would come from elsewhere, which the page refuses.
+const element = customElements.get("model-viewer");
+if (element) element.meshoptDecoderLocation = "/static/page/meshopt.js";
+
 let job = null;
 let meshes = [];
 
