@@ -193,6 +193,7 @@ def test_what_is_gone_expired_foreign_or_damaged_is_told_apart(tmp_path: Path) -
         ({"layout": 2}, "latents_foreign", "layout 2"),
         ({"expires_at": "soon"}, "latents_damaged", "expires_at"),
         ({"rungs": ["x"]}, "latents_damaged", "rung"),
+        ({"seed": -1}, "latents_damaged", "latents.json"),
         ({"request": {"resolution": 7}}, "latents_damaged", "resolution"),
         ({"sha256": "0" * 64}, "latents_damaged", "SHA-256"),
         ({"facts": {}}, "latents_damaged", "picture_values"),
