@@ -95,6 +95,7 @@ def test_variants_that_cannot_be_are_refused_and_the_schema_says_the_same(
 def test_seeds_are_those_that_are_named_or_follow_the_first() -> None:
     for asked, seeds in (
         ({"seeds": [7, 3]}, (7, 3)),
+        ({"seeds": [7.0, 3e0]}, (7, 3)),  # JSON has one kind of number
         ({"variants": 3, "seed": MAX_SEED}, (MAX_SEED, 0, 1)),
         ({"variants": 2}, (11, 12)),
     ):
