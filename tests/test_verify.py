@@ -12,6 +12,7 @@ from tests.conftest import encoded, picture
 from tests.test_glb import GOOD, packed, parts
 from tests.test_worker import handle, start
 from trellis_runtime.cli.parser import main
+from trellis_runtime.cli.verify import request_of
 
 PHOTO = encoded(picture(128))
 
@@ -68,6 +69,20 @@ def test_a_file_is_made_again_from_its_picture_and_is_the_same(
     assert told["same_picture"]
     assert told["same"], told
     assert code == 0
+
+
+def test_of_a_jobs_files_only_the_one_is_made_again() -> None:
+    finishes = [{"name": "a"}, {"name": "b"}]
+    asked = {"request": {"output": {"finishes": finishes, "lods": [2000], "hulls": 4}}, "seed": 1}
+    for finish, names, lods, hulls in (
+        (None, [], [], None),
+        ("b", ["b"], [], None),
+        ("lod0", [], [2000], None),
+        ("hulls", [], [], 4),
+    ):
+        output = request_of(asked | {"finish": finish}, PHOTO)["output"]
+        assert [told["name"] for told in output["finishes"]] == names
+        assert (output["lods"], output["hulls"]) == (lods, hulls)
 
 
 def test_a_file_that_was_changed_is_told(
