@@ -355,6 +355,11 @@ def test_the_local_server_counts_shows_and_deletes_variants_and_their_latents(
         assert 'trellis2_jobs_total{code="",outcome="done"} 1.0' in page
         line = requests.get(f"{url}/jobs", timeout=9).json()[0]
         assert line["summary"]["seed"] == 1
+        for query, status in (("?variant=v1", 200), ("", 404), ("?variant=v2", 404)):
+            shown = requests.get(f"{url}/jobs/{job}/maps/base_color{query}", timeout=9)
+            assert shown.status_code == status, query
+        wrong = requests.get(f"{url}/jobs/{job}/maps/base_color?variant=../v1", timeout=9)
+        assert wrong.json()["code"] == "invalid_input"
         folder = next(tmp_path.rglob("v0-model.glb")).parent
         assert main(["show", str(folder)]) == 0
         assert "seed 2" in capsys.readouterr().out

@@ -41,9 +41,11 @@ export const FORMATS = {
 
 export const FILES = {
   "model.glb": "Model (GLB)", "usdz.usdz": "Quick Look (USDZ)", "obj.zip": "Wavefront (OBJ, zipped)",
-  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "preview.png": "Rendered picture",
+  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "hulls.glb": "Convex hulls (GLB)", "preview.png": "Rendered picture",
   "thumbnail.webp": "Small picture", "turntable.webp": "Turntable", "cutout.png": "Cut-out", "answer.json": "All numbers (JSON)",
 };
+
+export const fileTitle = (name) => FILES[name] || (/^lod\d\.glb$/.test(name) ? `Level of detail ${name[3]} (GLB)` : name);
 
 const KINDS = {
   image_rejected: "This picture could not be used.",
@@ -64,6 +66,10 @@ const KINDS = {
   stage_failed: "This picture led to something that could not be finished.",
   not_finite: "The model's numbers ran away on this one.",
   file_rejected: "A file of that format could not be written.",
+  latents_gone: "What was kept of that job is not here.",
+  latents_expired: "What was kept of that job is over its time.",
+  latents_foreign: "What was kept of that job is of another version.",
+  latents_damaged: "What was kept of that job cannot be used.",
 };
 
 // A sentence for people, the server's own words without their code, and the one thing to try.
