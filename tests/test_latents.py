@@ -267,6 +267,21 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory() -> None:
         unpack(buffer.getvalue())
 
 
+@pytest.mark.parametrize(
+    "header",
+    [b"(" * 50, b"-" * 9000 + b"1", b"'''", b"{[]: 1}", b"\n   x\n  y", b"\xff", b"",
+     b"{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }",
+     b"{'descr': ('<f4', (2,)), 'fortran_order': False, 'shape': (1,), }"],
+)  # fmt: skip
+def test_a_header_that_is_none_is_told_as_damage(header: bytes) -> None:
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"1234"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("x.npy", member)
+    with pytest.raises(ValueError, match="an array"):
+        unpack(buffer.getvalue())
+
+
 @given(
     st.dictionaries(
         st.text("abc_", min_size=1, max_size=6),

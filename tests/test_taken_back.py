@@ -22,11 +22,11 @@ from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery import s3
 from trellis_runtime.delivery.latents import sweep_latents
 from trellis_runtime.delivery.s3 import S3Store, operators_store
-from trellis_runtime.delivery.storage import LocalStore
+from trellis_runtime.delivery.storage import LocalStore, Store
 from trellis_runtime.errors import StorageFailed
 from trellis_runtime.settings import DeliverySettings
 from trellis_runtime.worker import pipeline
-from trellis_runtime.worker.pipeline import discard_on_error
+from trellis_runtime.worker.pipeline import Discardable, discard_on_error
 
 KEEPING = PLAIN | {"keep": "latents", "output": {"preview": False}}
 LATER = {"finish_of": "j1", "output": {"preview": False}}
@@ -105,9 +105,11 @@ def test_a_slow_bucket_hides_no_error_and_keeps_no_other_file(
     monkeypatch.setattr(pipeline, "SETTLE_S", 0.5)
     scope, local = JobScope("x"), LocalStore(tmp_path / "here", "job")
     with Proxy(bucket, hanging).serve() as url:
-        stores = [*stores_behind(url, tmp_path, "slow-1", "slow-2", "slow-3"), local]
+        behind = stores_behind(url, tmp_path, "slow-1", "slow-2", "slow-3")
+        stores: list[Store] = [*behind, local]
         began = time.monotonic()
-        with pytest.raises(KeyError, match="the job's own"), discard_on_error([*stores]):
+        discarded: list[Discardable] = [*stores]
+        with pytest.raises(KeyError, match="the job's own"), discard_on_error(discarded):
             for store in stores:
                 store.put("model.glb", b"made", "model/gltf-binary", scope)
             hanging.on.set()

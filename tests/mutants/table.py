@@ -1937,6 +1937,13 @@ _KEPT: tuple[Mutant, ...] = (
         (f"{_LAT}test_a_job_that_fails_after_keeping_leaves_nothing",),
     ),
     Mutant(
+        "an array's header that is none is damage, whatever its reader raises",
+        "trellis_runtime/assets/arrays.py",
+        "(ValueError, TypeError, SyntaxError, MemoryError, RecursionError, TokenError)",
+        "ValueError",
+        (f"{_LAT}test_a_header_that_is_none_is_told_as_damage",),
+    ),
+    Mutant(
         "two runs of one job do not write into one file",
         "trellis_runtime/delivery/storage.py",
         "{os.getpid()}-{secrets.token_hex(4)}-{self._folder.name}",
