@@ -414,6 +414,15 @@ def test_latents_that_a_disk_has_no_room_for_are_refused_in_words(tmp_path: Path
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+def test_a_variants_latents_do_not_take_the_place_of_its_siblings(tmp_path: Path) -> None:
+    size = handle(start(tmp_path / "one"), of_seeds(1) | {"keep": "latents"})["variants"][0]
+    room = {"TRELLIS2_KEEP_DISK_GB": str(1.5 * size["kept"]["bytes"] / 1024**3)}
+    answer = handle(start(tmp_path / "two", **room), of_seeds(1, 2) | {"keep": "latents"})
+    assert (answer["code"], answer["field"]) == ("storage_failed", "keep")
+    assert "for 2 variants" in answer["error"]
+    assert not [p for p in (tmp_path / "two").rglob("*") if p.is_file()]
+
+
 def test_latents_on_a_workers_own_disk_are_finished_while_they_are_there(tmp_path: Path) -> None:
     worker = platform_worker(tmp_path, **ON_PLATFORM)
     first = handle_on_platform(worker, "scratch", KEEPING | {"output": {"preview": False}})

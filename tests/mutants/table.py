@@ -1944,6 +1944,13 @@ _KEPT: tuple[Mutant, ...] = (
         (f"{_LAT}test_a_header_that_is_none_is_told_as_damage",),
     ),
     Mutant(
+        "variants' latents do not take each other's place",
+        "trellis_runtime/delivery/choose.py",
+        "LocalLatents(self.limits, kept_id, self.shares)",
+        "LocalLatents(self.limits, kept_id)",
+        (f"{_LAT}test_a_variants_latents_do_not_take_the_place_of_its_siblings",),
+    ),
+    Mutant(
         "two runs of one job do not write into one file",
         "trellis_runtime/delivery/storage.py",
         "{os.getpid()}-{secrets.token_hex(4)}-{self._folder.name}",

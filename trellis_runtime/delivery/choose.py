@@ -47,7 +47,7 @@ class Delivery:
     request: str = ""
     """The request's fingerprint."""
     shares: int = 1
-    """How many variants an inline answer has room for."""
+    """How many variants share the room of an inline answer, and of latents on this machine."""
     variant: str = ""
     """The name of the variant whose files these are, empty for those of the whole job."""
     _s3: S3Store | None = field(default=None, init=False)
@@ -85,7 +85,7 @@ class Delivery:
         """Return where latents called `kept_id` are kept: the bucket, else this machine."""
         if bucket := self._bucket():
             return BucketLatents(bucket, kept_id)
-        return LocalLatents(self.limits, kept_id)
+        return LocalLatents(self.limits, kept_id, self.shares)
 
     def require_possible(self, output: Output, scope: JobScope, *, keeps: bool = False) -> None:
         """Find out what can be known of the place before anything is computed.

@@ -97,18 +97,21 @@ class LocalLatents:
 
     place: Literal["bucket", "folder"] = "folder"
 
-    def __init__(self, settings: DeliverySettings, kept_id: str) -> None:
+    def __init__(self, settings: DeliverySettings, kept_id: str, shares: int = 1) -> None:
+        """`shares` is how many variants of one job are kept: none may take another's place."""
         self._settings = settings
+        self._shares = shares
         self._root = settings.output_dir / FOLDER
         self._folder = self._root / folder_of(kept_id)
         self._store = LocalStore(self._root, kept_id)
 
     def put(self, facts: bytes, arrays: bytes, expires: datetime, scope: JobScope) -> None:
         size = len(arrays) + len(facts)
-        if size > self._settings.keep_disk_bytes:
+        if size * self._shares > self._settings.keep_disk_bytes:
+            each = f", for {self._shares} variants" if self._shares > 1 else ""
             raise StorageFailed(
                 f"the latents have {size} bytes; this worker keeps "
-                f"{self._settings.keep_disk_bytes} on its disk (TRELLIS2_KEEP_DISK_GB)",
+                f"{self._settings.keep_disk_bytes} on its disk (TRELLIS2_KEEP_DISK_GB){each}",
                 field="keep",
                 retryable=False,
             )

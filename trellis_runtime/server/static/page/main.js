@@ -143,11 +143,12 @@ function openAddress() {
 }
 
 // --- asking ------------------------------------------------------------------------------------
+const jobsOf = (endpoint) => (endpoint ? `/jobs?endpoint=${encodeURIComponent(endpoint)}` : "/jobs");
+
 async function submit(fields, seed) {
   const asked = settings.request();
   const content = { ...asked, ...fields, ...(seed === null ? {} : { seed }) };
-  const endpoint = $("endpoint").value.trim();
-  return post(endpoint ? `/jobs?endpoint=${encodeURIComponent(endpoint)}` : "/jobs", content);
+  return post(jobsOf($("endpoint").value.trim()), content);
 }
 
 function seeds() {
@@ -201,8 +202,12 @@ async function pictureOf(job) {
   return inputs.take(await (await api(job.input)).blob(), job.request.background === "keep");
 }
 
-// The same picture, settings and seed once more, in place of what is chosen.
+// The same picture, settings and seed once more, in place of what is chosen; or the same latents.
 async function again(job) {
+  if (job.request.finish_of) {
+    await open((await post(jobsOf(job.endpoint), job.request)).id);
+    return;
+  }
   inputs.clear();
   const item = await pictureOf(job);
   await make([item], () => [job.answer.seed]);
