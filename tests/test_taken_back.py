@@ -176,6 +176,22 @@ def test_another_run_that_kept_the_same_latents_meanwhile_is_no_failure(
     assert later["artifact"]["sha256"] == first["artifact"]["sha256"]
 
 
+def test_an_object_that_is_longer_than_what_is_read_is_no_fault_of_the_worker(
+    bucket: SeaweedFs, tmp_path: Path
+) -> None:
+    worker = platform_worker(tmp_path, **bucket.variables())
+
+    def put(key: str, size: int) -> None:
+        bucket.client.put_object(Bucket=BUCKET, Key=f"trellis2/{key}", Body=b"x" * size)
+
+    put("latents/j1/latents.json", 1_200_000)
+    told = handle_on_platform(worker, "j2", LATER)
+    assert told["code"] == "latents_damaged"
+    put("long/answer.json", 13_000_000)
+    answer = handle_on_platform(worker, "long", PLAIN)
+    assert answer["artifact"]["key"].endswith("model.glb")
+
+
 def test_keeping_takes_nothing_from_a_job_beside_it(tmp_path: Path) -> None:
     worker = start(tmp_path)
     beside = tmp_path / f"output/latents/.partial/{os.getpid()}-other-latents.npz"

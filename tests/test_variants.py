@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from examples.save_answer import save
+from tests.conftest import environment
 from tests.generations import WithinGeneration
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, SeaweedFs
@@ -35,7 +36,8 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault, InvalidInput, MeshRejected, OutOfVram
-from trellis_runtime.worker.worker import draw_seed
+from trellis_runtime.settings import Settings
+from trellis_runtime.worker.worker import Worker, draw_seed
 
 SMALL: dict[str, Any] = {k: v for k, v in PLAIN.items() if k != "seed"}
 
@@ -303,6 +305,19 @@ def test_variants_that_are_too_large_are_refused_before_anything_is_computed(
     assert answer["code"] == "answer_too_large"
     assert "a model as asked" in answer["error"]  # not one that was made
     assert "for each of 4 variants" in answer["error"]
+
+
+def test_an_answer_without_room_for_any_model_is_refused_before_anything_is_computed(
+    tmp_path: Path,
+) -> None:
+    engine = Watched()
+    few = {"TRELLIS2_MAX_ANSWER_BYTES": "300000"}
+    settings = Settings.from_env(environment(tmp_path, **ON_PLATFORM, **few))
+    answer = handle(Worker.start(settings, engine), SMALL | {"variants": 8})
+    assert (answer["code"], answer["field"]) == ("answer_too_large", "output.delivery")
+    assert "takes about 0 for each of 8 variants" in answer["error"]
+    assert "upload_url" not in answer["error"]  # which takes one model
+    assert engine.ran == []
 
 
 def test_names_of_variants_files_lead_nowhere_else() -> None:

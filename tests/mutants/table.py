@@ -1951,6 +1951,22 @@ _KEPT: tuple[Mutant, ...] = (
         (f"{_LAT}test_a_variants_latents_do_not_take_the_place_of_its_siblings",),
     ),
     Mutant(
+        "of an object that is too long the beginning is read",
+        "trellis_runtime/delivery/s3_client.py",
+        'found.pop("Body").read(most)',
+        'found.pop("Body").read()',
+        (f"{_BACK}test_an_object_that_is_longer_than_what_is_read_is_no_fault_of_the_worker",),
+    ),
+    Mutant(
+        "an answer without room for any model is refused at once",
+        _PIPELINE,
+        "    delivery.require_fits(request, may_compress=may_compress(request.output))",
+        "    if not may_compress(request.output):\n        delivery.require_fits(request)",
+        (
+            f"{_VAR}test_an_answer_without_room_for_any_model_is_refused_before_anything_is_computed",
+        ),
+    ),
+    Mutant(
         "two runs of one job do not write into one file",
         "trellis_runtime/delivery/storage.py",
         "{os.getpid()}-{secrets.token_hex(4)}-{self._folder.name}",

@@ -313,8 +313,7 @@ def _named_in(variant: str, file: FinishedFile) -> FinishedFile:
 
 def _require_room(request: GenerationRequest, delivery: Delivery) -> None:
     """Raise `AnswerTooLarge` where what is asked is known to be too large for the answer."""
-    if not may_compress(request.output):  # else its size is not known by what was asked
-        delivery.require_fits(request)
+    delivery.require_fits(request, may_compress=may_compress(request.output))
 
 
 def _stored(
