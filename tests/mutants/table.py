@@ -1710,7 +1710,7 @@ _CONTRACT: tuple[Mutant, ...] = (
     Mutant(
         "a model that an answer cannot hold is refused before it is computed",
         "trellis_runtime/delivery/choose.py",
-        '            self._require_room(least, "a model as asked (resolution, decimation_target) has about")',
+        "            self._require_room(least, what)",
         "            pass",
         (f"{_EVENTS}test_a_place_that_takes_any_size_is_asked_for_none",),
     ),

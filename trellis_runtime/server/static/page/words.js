@@ -41,11 +41,15 @@ export const FORMATS = {
 
 export const FILES = {
   "model.glb": "Model (GLB)", "usdz.usdz": "Quick Look (USDZ)", "obj.zip": "Wavefront (OBJ, zipped)",
-  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "hulls.glb": "Convex hulls (GLB)", "preview.png": "Rendered picture",
+  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "preview.png": "Rendered picture",
   "thumbnail.webp": "Small picture", "turntable.webp": "Turntable", "cutout.png": "Cut-out", "answer.json": "All numbers (JSON)",
 };
 
-export const fileTitle = (name) => FILES[name] || (/^lod\d\.glb$/.test(name) ? `Level of detail ${name[3]} (GLB)` : name);
+// Of a file that a caller asked for besides: what the request itself names, else its own name.
+export function fileTitle(name) {
+  if (/^lod\d\.glb$/.test(name)) return `Level of detail ${name[3]} (GLB)`;
+  return FILES[name] || name.replace(/^hulls\.glb$/, "Convex hulls (GLB)");
+}
 
 const KINDS = {
   image_rejected: "This picture could not be used.",
