@@ -71,6 +71,17 @@ def test_a_file_is_made_again_from_its_picture_and_is_the_same(
     assert code == 0
 
 
+def test_a_file_that_was_changed_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, blob = parts((folder / "output/j1/model.glb").read_bytes())
+    torn = tmp_path / "torn.glb"
+    torn.write_bytes(packed(document, blob[:100] + b"\x01" + blob[101:]))
+    code, told = report(capsys, str(torn))
+    assert code == 1
+    assert not told["whole"]
+
+
 def test_of_a_jobs_files_only_the_one_is_made_again() -> None:
     finishes = [{"name": "a"}, {"name": "b"}]
     asked = {"request": {"output": {"finishes": finishes, "lods": [2000], "hulls": 4}}, "seed": 1}
@@ -83,17 +94,6 @@ def test_of_a_jobs_files_only_the_one_is_made_again() -> None:
         output = request_of(asked | {"finish": finish}, PHOTO)["output"]
         assert [told["name"] for told in output["finishes"]] == names
         assert (output["lods"], output["hulls"]) == (lods, hulls)
-
-
-def test_a_file_that_was_changed_is_told(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document, blob = parts((folder / "output/j1/model.glb").read_bytes())
-    torn = tmp_path / "torn.glb"
-    torn.write_bytes(packed(document, blob[:100] + b"\x01" + blob[101:]))
-    code, told = report(capsys, str(torn))
-    assert code == 1
-    assert not told["whole"]
 
 
 def test_another_picture_is_told_before_anything_is_computed(
