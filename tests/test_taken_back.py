@@ -184,8 +184,8 @@ def test_an_object_that_is_longer_than_what_is_read_is_no_fault_of_the_worker(
     def put(key: str, size: int) -> None:
         bucket.client.put_object(Bucket=BUCKET, Key=f"trellis2/{key}", Body=b"x" * size)
 
-    put("latents/j1/latents.json", 1_200_000)
-    told = handle_on_platform(worker, "j2", LATER)
+    put("latents/long/latents.json", 1_200_000)
+    told = handle_on_platform(worker, "later", LATER | {"finish_of": "long"})
     assert told["code"] == "latents_damaged"
     put("long/answer.json", 13_000_000)
     answer = handle_on_platform(worker, "long", PLAIN)
