@@ -14,6 +14,7 @@ from tests.conftest import encoded, picture
 from tests.test_glb import GOOD, packed, parts
 from tests.test_worker import handle, start
 from trellis_runtime.cli.parser import main
+from trellis_runtime.cli.verify import request_of
 
 PHOTO = encoded(picture(128))
 
@@ -96,6 +97,20 @@ def test_a_file_that_was_changed_is_told(
     code, told = report(capsys, str(torn))
     assert code == 1
     assert not told["whole"]
+
+
+def test_of_a_jobs_files_only_the_one_is_made_again() -> None:
+    finishes = [{"name": "a"}, {"name": "b"}]
+    asked = {"request": {"output": {"finishes": finishes, "lods": [2000], "hulls": 4}}, "seed": 1}
+    for finish, names, lods, hulls in (
+        (None, [], [], None),
+        ("b", ["b"], [], None),
+        ("lod0", [], [2000], None),
+        ("hulls", [], [], 4),
+    ):
+        output = request_of(asked | {"finish": finish}, PHOTO)["output"]
+        assert [told["name"] for told in output["finishes"]] == names
+        assert (output["lods"], output["hulls"]) == (lods, hulls)
 
 
 def test_another_picture_is_told_before_anything_is_computed(

@@ -315,15 +315,15 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "a file appears under its final name whole or not at all",
         "trellis_runtime/delivery/storage.py",
-        "            _write_flushed(partial, data)\n            partial.replace(final)\n",
-        "            _write_flushed(final, data)\n",
+        "            inode = _write_flushed(partial, data)\n            partial.replace(final)\n",
+        "            inode = _write_flushed(final, data)\n",
         ("tests/test_wiring.py::test_a_file_that_cannot_be_finished_leaves_the_old_one",),
     ),
     Mutant(
         "a job that fails while it is stored leaves nothing",
         _PIPELINE,
-        "        store.discard()\n",
-        "",
+        "                store.discard(scope)\n",
+        "                pass\n",
         ("tests/test_wiring.py::test_a_job_whose_answer_is_refused_leaves_no_file",),
     ),
     Mutant(
@@ -1765,7 +1765,7 @@ _CONTRACT: tuple[Mutant, ...] = (
     Mutant(
         "a model that an answer cannot hold is refused before it is computed",
         "trellis_runtime/delivery/choose.py",
-        '            self._require_room(least, "a model as asked (resolution, decimation_target) has about")',
+        "            self._require_room(least, what)",
         "            pass",
         (f"{_EVENTS}test_a_place_that_takes_any_size_is_asked_for_none",),
     ),
@@ -1868,6 +1868,7 @@ _IMAGE: tuple[Mutant, ...] = (
 
 
 _VAR, _LAT = "tests/test_variants.py::", "tests/test_latents.py::"
+_BACK = "tests/test_taken_back.py::"
 _KEPT: tuple[Mutant, ...] = (
     Mutant(
         "the picture of several seeds is conditioned once",
@@ -1989,6 +1990,78 @@ _KEPT: tuple[Mutant, ...] = (
         "            store = delivery.latents(delivery.kept_id)\n            stores.append(store)\n",
         "            store = delivery.latents(delivery.kept_id)\n",
         (f"{_LAT}test_a_job_that_fails_after_keeping_leaves_nothing",),
+    ),
+    Mutant(
+        "an array's header that is none is damage, whatever its reader raises",
+        "trellis_runtime/assets/arrays.py",
+        "(ValueError, TypeError, SyntaxError, MemoryError, RecursionError, TokenError)",
+        "ValueError",
+        (f"{_LAT}test_a_header_that_is_none_is_told_as_damage",),
+    ),
+    Mutant(
+        "variants' latents do not take each other's place",
+        "trellis_runtime/delivery/choose.py",
+        "LocalLatents(self.limits, kept_id, self.shares)",
+        "LocalLatents(self.limits, kept_id)",
+        (f"{_LAT}test_a_variants_latents_do_not_take_the_place_of_its_siblings",),
+    ),
+    Mutant(
+        "of an object that is too long the beginning is read",
+        "trellis_runtime/delivery/s3_client.py",
+        'found.pop("Body").read(most)',
+        'found.pop("Body").read()',
+        (f"{_BACK}test_an_object_that_is_longer_than_what_is_read_is_no_fault_of_the_worker",),
+    ),
+    Mutant(
+        "an answer without room for any model is refused at once",
+        _PIPELINE,
+        "    delivery.require_fits(request, may_compress=may_compress(request.output))",
+        "    if not may_compress(request.output):\n        delivery.require_fits(request)",
+        (
+            f"{_VAR}test_an_answer_without_room_for_any_model_is_refused_before_anything_is_computed",
+        ),
+    ),
+    Mutant(
+        "two runs of one job do not write into one file",
+        "trellis_runtime/delivery/storage.py",
+        "{os.getpid()}-{secrets.token_hex(4)}-{self._folder.name}",
+        "{os.getpid()}-{self._folder.name}",
+        (f"{_BACK}test_two_runs_of_one_job_write_side_by_side_and_each_file_is_whole",),
+    ),
+    Mutant(
+        "another run's local file is not taken back",
+        "trellis_runtime/delivery/storage.py",
+        "                if path.stat().st_ino == inode:",
+        "                if True:",
+        (f"{_BACK}test_a_run_takes_back_no_file_that_another_run_has_put_in_its_place",),
+    ),
+    Mutant(
+        "the time in which a failed job's files are looked for is not the job's",
+        "trellis_runtime/delivery/s3.py",
+        "        except WorkerError:  # a slow bucket's",
+        "        except StorageFailed:  # a slow bucket's",
+        (f"{_BACK}test_a_put_that_is_refused_is_told_though_the_bucket_then_hangs",),
+    ),
+    Mutant(
+        "a failed job's other files go where one cannot",
+        _PIPELINE,
+        "            except Exception:  # noqa: BLE001 - the others",
+        "            except KeyboardInterrupt:  # noqa: BLE001 - the others",
+        (f"{_BACK}test_what_one_store_cannot_take_back_keeps_no_other_from_it",),
+    ),
+    Mutant(
+        "either run's latents.json tells the truth",
+        "trellis_runtime/delivery/s3.py",
+        "tried.name in (ANSWER.name, FACTS.name)",
+        "tried.name == ANSWER.name",
+        (f"{_BACK}test_another_run_that_kept_the_same_latents_meanwhile_is_no_failure",),
+    ),
+    Mutant(
+        "latents that say a time without a zone stop no worker",
+        "trellis_runtime/delivery/latents.py",
+        "        if (ends := datetime.fromisoformat(told)).tzinfo is not None:",
+        "        if ends := datetime.fromisoformat(told):",
+        (f"{_BACK}test_whatever_lies_among_the_latents_stops_no_job_and_no_start",),
     ),
 )
 

@@ -109,6 +109,9 @@ def finished_file(name: str, form: FileFormat) -> ResultFile:
     return ResultFile("", f"{name}.{facts.suffix}", facts.content_type)
 
 
+VARIANT_NAME = r"^v[0-7]$"
+"""What a variant is called."""
+
 _OF_VARIANT = re.compile(r"v[0-7]-(.+)")
 
 

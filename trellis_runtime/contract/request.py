@@ -60,6 +60,8 @@ class RequestModel(WireModel):
 
 
 def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(entry) for entry in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -149,7 +149,7 @@ export function closeOverlays() {
 
 async function showMap(name) {
   try {
-    $("map").src = await address(`/jobs/${job.id}/maps/${name}`);
+    $("map").src = await address(`/jobs/${job.id}/maps/${name}${job.variant ? `?variant=${job.variant}` : ""}`);
     $("map").alt = `${plain(name)} map`;
     only($("overlay"));
   } catch (err) { toast(err.message); }
