@@ -164,9 +164,8 @@ class Delivery:
         raise AnswerTooLarge(
             f"{what} {payload_bytes} bytes; inline, the platform takes about {max(0, room)}{each}. "
             f"Configure a bucket (BUCKET_ENDPOINT_URL), {elsewhere}, or ask for "
-            "output.texture_format 'webp', output.compression 'draco' or 'meshopt', a "
-            "smaller texture_size, "
-            f"{fewer}",
+            "output.texture_format 'webp', output.compression 'draco' or 'meshopt', a smaller "
+            f"texture_size, {fewer}",
             field="output.delivery",
         )
 
