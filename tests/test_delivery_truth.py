@@ -369,7 +369,7 @@ def test_a_local_file_of_an_earlier_run_is_not_taken_back(tmp_path: Path) -> Non
     second = LocalStore(tmp_path, "job")
     second.put("model.glb", b"second", "model/gltf-binary", scope)
     second.put("preview.png", b"new", "image/png", scope)
-    second.discard()
+    second.discard(JobScope("discard"))
     assert [p.name for p in (tmp_path / "job").iterdir()] == ["model.glb"]
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import requests
 import trimesh
+from PIL import Image
 
 from tests.conftest import picture, pixels
 from tests.generations import WithinGeneration
@@ -26,6 +30,7 @@ from tests.test_glb import parts
 from tests.test_quality_retries import GOOD, LEAKY, Reported
 from tests.test_server_endpoint import Endpoint, beside, ended, submit
 from tests.test_worker import PHOTO, QUICK, handle, start
+from trellis_runtime.assets import gltfpack
 from trellis_runtime.assets.glb_reader import read_textures
 from trellis_runtime.contract.answer import GenerationResult
 from trellis_runtime.contract.engine import Asset, Generation
@@ -99,7 +104,7 @@ class WatchedGeneration(WithinGeneration):
         ({"name": "x" * 33}, "name"),
         ({"name": "model"}, "plain GLB"),
         ({}, "name is missing"),
-        ({"name": "a", "format": "fbx"}, "'glb', 'usdz', 'obj', 'ply', 'stl', '3mf' or 'hulls'"),
+        ({"name": "a", "format": "fbx"}, "'stl', '3mf', 'hulls' or 'maps'"),
         ({"name": "model", "format": "hulls"}, "plain GLB"),
         ({"name": "a", "hulls": 4}, "hulls is for format 'hulls'"),
         ({"name": "a", "format": "hulls", "hulls": 65}, "64"),
@@ -109,6 +114,14 @@ class WatchedGeneration(WithinGeneration):
         ({"name": "a", "format": "3mf", "texture_format": "png"}, "has no textures"),
         ({"name": "a", "format": "usdz", "texture_format": "webp"}, "takes png, jpeg"),
         ({"name": "a", "format": "obj", "compression": "draco"}, "compression is for format 'glb'"),
+        ({"name": "a", "compression": "gzip"}, "'none', 'draco' or 'meshopt'"),
+        ({"name": "a", "format": "maps", "compression": "meshopt"}, "is for format 'glb'"),
+        ({"name": "a", "format": "maps", "size_m": 0.5}, "size_m is not used with format 'maps'"),
+        ({"name": "a", "format": "maps", "size_axis": "x"}, "size_axis is not used with"),
+        ({"name": "a", "format": "maps", "pivot": "center"}, "pivot is not used with"),
+        ({"name": "a", "format": "maps", "up_axis": "y"}, "up_axis is not used with"),
+        ({"name": "a", "format": "maps", "hulls": 3}, "hulls is for format 'hulls'"),
+        ({"name": "a", "format": "maps", "texture_size": 0}, "512, 1024"),
         ({"name": "a", "up_axis": "z"}, "y-up by its own rules"),
         ({"name": "a", "format": "usdz", "up_axis": "z"}, "y-up by its own rules"),
         ({"name": "a", "size_m": 0}, "0.001"),
@@ -209,6 +222,26 @@ def test_a_library_that_is_absent_is_told_before_anything_is_computed(
     assert engine.ran == []
 
 
+@pytest.mark.parametrize(
+    ("output", "field"),
+    [
+        ({"compression": "meshopt"}, "output.compression"),
+        ({"finishes": [ALL[4], {"name": "a", "compression": "meshopt"}]},
+         "output.finishes.1.compression"),
+    ],
+)  # fmt: skip
+def test_meshopt_without_gltfpack_is_told_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: dict[str, Any], field: str
+) -> None:
+    engine = Watched()
+    monkeypatch.setattr(gltfpack, "WASM", tmp_path / "gltfpack.wasm")
+    answer = handle(start(tmp_path, engine), PLAIN | {"output": output})
+    assert (answer["code"], answer["field"]) == ("invalid_input", field)
+    assert "gltfpack.wasm" in answer["error"]
+    assert str(tmp_path) not in answer["error"]
+    assert engine.ran == []
+
+
 def test_names_of_files_lead_nowhere_else() -> None:
     told = file_called("print.3mf")
     assert told is not None
@@ -258,6 +291,39 @@ def test_sampling_is_done_once_and_each_file_is_as_it_is_told(tmp_path: Path) ->
     assert max(printed.extents) == pytest.approx(80, rel=1e-4)
     assert answer["files"][4]["size_m"] == pytest.approx(list(printed.extents / 1000), abs=1e-5)
     assert (answer["files"][4]["unit"], answer["files"][4]["up_axis"]) == ("millimetre", "z")
+
+
+def test_maps_are_those_of_the_glb_that_they_are_asked_beside_and_cost_no_bake(
+    tmp_path: Path,
+) -> None:
+    engine = Watched()
+    finishes = [
+        {"name": "textures", "format": "maps"},
+        {"name": "phone", "decimation_target": 1000, "texture_size": 1024},
+        {"name": "phone-maps", "format": "maps", "decimation_target": 1000, "texture_size": 1024},
+    ]
+    answer = handle(start(tmp_path, engine), asking(*finishes))
+    GenerationResult.model_validate_json(json.dumps(answer))
+    assert engine.ran == [*ENGINE_STAGES, Stage.BAKE]  # the phone's, which its maps share
+    folder = tmp_path / "output/j1"
+    for glb, maps, size in (
+        ("model.glb", "textures.zip", 512),
+        ("phone.glb", "phone-maps.zip", 1024),
+    ):
+        archive = zipfile.ZipFile(folder / maps)
+        for name, texture in zip(
+            ("base_color.png", "metallic_roughness.png"),
+            read_textures((folder / glb).read_bytes()),
+            strict=True,
+        ):
+            assert texture is not None
+            picture_of = Image.open(io.BytesIO(archive.read(name)))
+            assert picture_of.size == (size, size)
+            assert np.array_equal(np.asarray(picture_of), np.asarray(texture))
+    told = answer["files"][0]
+    assert told["artifact"]["content_type"] == "application/zip"
+    assert told["faces"] == answer["mesh"]["faces"]
+    assert told["texture"] == answer["texture"]
 
 
 def test_a_plain_request_stays_one_glb(tmp_path: Path) -> None:
@@ -596,13 +662,23 @@ def test_a_caller_who_chose_inline_gets_the_form_that_was_asked_for(tmp_path: Pa
     assert answer["code"] == "answer_too_large"
 
 
+@pytest.mark.parametrize(
+    ("compression", "needs"),
+    [
+        ("draco", {"KHR_draco_mesh_compression"}),
+        ("meshopt", {"EXT_meshopt_compression", "KHR_mesh_quantization"}),
+    ],
+)
 def test_a_compressed_model_is_previewed_and_its_maps_are_shown(
-    tmp_path: Path, khronos: Callable[[bytes], None]
+    tmp_path: Path, khronos: Callable[[bytes], None], compression: str, needs: set[str]
 ) -> None:
-    answer = handle(start(tmp_path), PLAIN | {"output": {"compression": "draco", "size_m": 0.3}})
+    output = {"compression": compression, "size_m": 0.3, "lods": [1000]}
+    answer = handle(start(tmp_path), PLAIN | {"output": output})
+    assert answer["files"][0]["compression"] == compression
+    assert answer["files"][0]["error"] is None
     data = (tmp_path / "output/j1/model.glb").read_bytes()
     khronos(data)
-    assert parts(data)[0]["extensionsRequired"] == ["KHR_draco_mesh_compression"]
+    assert set(parts(data)[0]["extensionsRequired"]) == needs
     assert answer["preview"]["bytes"] > 1000
     low, high = answer["mesh"]["bounds"]
     assert max(b - a for a, b in zip(low, high, strict=True)) == pytest.approx(0.3, abs=1e-5)

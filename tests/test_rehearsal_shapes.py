@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from tests.conftest import AMPLE
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.engines.trellis2.upstream.rehearsal_shapes import SHAPES, mesh_of
 
@@ -60,7 +61,7 @@ def test_a_rehearsal_voxelises_the_shape_that_is_asked_for_and_may_change_it(
 
     CALLS.clear()
     settings = Trellis2(model_dir=small_checkpoint, rehearsal=True, rehearsal_shape="plant")
-    engine = Trellis2Engine(settings, device="cpu")
+    engine = Trellis2Engine(settings, device="cpu", room=AMPLE)
     engine.load(lambda *_: None)
     assert {call["faces"] for call in calls("voxelize")} == {len(mesh_of("plant")[1])}
     shape = shape_of(engine.parts()[0])
@@ -69,7 +70,7 @@ def test_a_rehearsal_voxelises_the_shape_that_is_asked_for_and_may_change_it(
     assert {call["faces"] for call in calls("voxelize")} == {len(mesh_of("nested")[1])}
     shape.use(1408)  # what a cascade lowers 1536 to, where a dense shape has too many tokens
     assert calls("voxelize")[-1]["grid_size"] == shape.resolution == 1408
-    plain = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu")
+    plain = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
     plain.load(lambda *_: None)
     with pytest.raises(SetupFailed, match="TRELLIS2_REHEARSAL"):
         shape_of(plain.parts()[0])

@@ -219,6 +219,18 @@ def test_the_expected_time_is_the_median_of_the_same_settings_on_the_same_target
     assert expectations.expect(None, {"resolution": "no request at all"}) is None
 
 
+def test_a_job_of_several_seeds_is_expected_to_take_what_others_of_as_many_took() -> None:
+    expectations = Expectations()
+    expectations.learn(None, {"preset": "fast"}, answered(1.0, 10))
+    models = [{"artifact": {"bytes": 10}}, {"artifact": {"bytes": 12}}, {"error": {"code": "x"}}]
+    several = {"timings": {"bake": 3.0}, "variants": models}
+    expectations.learn(None, {"preset": "fast", "seeds": [1, 2, 3]}, several)
+    found = expectations.expect(None, {"preset": "fast", "variants": 3})
+    assert found is not None
+    assert (found.seconds, found.bytes, found.jobs) == (3.0, 22, 1)
+    assert expectations.expect(None, {"preset": "fast", "variants": 2}) is None
+
+
 def test_only_addresses_of_files_are_changed() -> None:
     told = {"a": ["file:///home/me/out/x/model.glb", 1], "b": {"url": "https://s.example/file.glb"}}
     assert with_http_addresses(told, "http://h/jobs/x/files") == {

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from examples.save_answer import save
+from tests.conftest import environment
 from tests.generations import WithinGeneration
 from tests.plane import Plane, WorkerProcess
 from tests.seaweed import BUCKET, SeaweedFs
@@ -35,7 +36,8 @@ from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.engines.embedded import EmbeddedEngine
 from trellis_runtime.errors import EngineFault, InvalidInput, MeshRejected, OutOfVram
-from trellis_runtime.worker.worker import draw_seed
+from trellis_runtime.settings import Settings
+from trellis_runtime.worker.worker import Worker, draw_seed
 
 SMALL: dict[str, Any] = {k: v for k, v in PLAIN.items() if k != "seed"}
 
@@ -95,6 +97,7 @@ def test_variants_that_cannot_be_are_refused_and_the_schema_says_the_same(
 def test_seeds_are_those_that_are_named_or_follow_the_first() -> None:
     for asked, seeds in (
         ({"seeds": [7, 3]}, (7, 3)),
+        ({"seeds": [7.0, 3e0]}, (7, 3)),  # JSON has one kind of number
         ({"variants": 3, "seed": MAX_SEED}, (MAX_SEED, 0, 1)),
         ({"variants": 2}, (11, 12)),
     ):
@@ -304,6 +307,19 @@ def test_variants_that_are_too_large_are_refused_before_anything_is_computed(
     assert "for each of 4 variants" in answer["error"]
 
 
+def test_an_answer_without_room_for_any_model_is_refused_before_anything_is_computed(
+    tmp_path: Path,
+) -> None:
+    engine = Watched()
+    few = {"TRELLIS2_MAX_ANSWER_BYTES": "300000"}
+    settings = Settings.from_env(environment(tmp_path, **ON_PLATFORM, **few))
+    answer = handle(Worker.start(settings, engine), SMALL | {"variants": 8})
+    assert (answer["code"], answer["field"]) == ("answer_too_large", "output.delivery")
+    assert "takes about 0 for each of 8 variants" in answer["error"]
+    assert "upload_url" not in answer["error"]  # which takes one model
+    assert engine.ran == []
+
+
 def test_names_of_variants_files_lead_nowhere_else() -> None:
     told = file_called("v1-thumbnail.webp")
     assert told is not None
@@ -354,6 +370,11 @@ def test_the_local_server_counts_shows_and_deletes_variants_and_their_latents(
         assert 'trellis2_jobs_total{code="",outcome="done"} 1.0' in page
         line = requests.get(f"{url}/jobs", timeout=9).json()[0]
         assert line["summary"]["seed"] == 1
+        for query, status in (("?variant=v1", 200), ("", 404), ("?variant=v2", 404)):
+            shown = requests.get(f"{url}/jobs/{job}/maps/base_color{query}", timeout=9)
+            assert shown.status_code == status, query
+        wrong = requests.get(f"{url}/jobs/{job}/maps/base_color?variant=../v1", timeout=9)
+        assert wrong.json()["code"] == "invalid_input"
         folder = next(tmp_path.rglob("v0-model.glb")).parent
         assert main(["show", str(folder)]) == 0
         assert "seed 2" in capsys.readouterr().out

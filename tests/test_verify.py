@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import encoded, picture
 from tests.test_glb import GOOD, packed, parts
 from tests.test_worker import handle, start
 from trellis_runtime.cli.parser import main
+from trellis_runtime.cli.verify import request_of
 
 PHOTO = encoded(picture(128))
 
@@ -19,8 +22,6 @@ PHOTO = encoded(picture(128))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and a finish of it, compressed, and the picture that they were made of."""
-    import base64
-
     root = tmp_path_factory.mktemp("verify")
     asked = {
         "image": base64.b64encode(PHOTO).decode(), "seed": 9, "resolution": 512,
@@ -70,6 +71,23 @@ def test_a_file_is_made_again_from_its_picture_and_is_the_same(
     assert code == 0
 
 
+def test_a_packed_file_tells_its_bounds_and_is_made_again_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In metres, as the model lies there, although its geometry is compressed."""
+    asked = {
+        "image": base64.b64encode(PHOTO).decode(), "seed": 9, "resolution": 512,
+        "texture_size": 512, "decimation_target": 2000, "output": {"compression": "meshopt"},
+    }  # fmt: skip
+    assert "error" not in handle(start(tmp_path), asked)
+    at, photo = str(tmp_path / "output/j1/model.glb"), str(folder / "photo.png")
+    code, told = report(capsys, at, "--image", photo)
+    assert (code, told["whole"], told["same"]) == (0, True, True)
+    plain = report(capsys, str(folder / "output/j1/model.glb"))[1]
+    assert told["faces"] == plain["faces"]
+    assert np.allclose(told["bounds"], plain["bounds"], atol=1 / 2**13)
+
+
 def test_a_file_that_was_changed_is_told(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +97,20 @@ def test_a_file_that_was_changed_is_told(
     code, told = report(capsys, str(torn))
     assert code == 1
     assert not told["whole"]
+
+
+def test_of_a_jobs_files_only_the_one_is_made_again() -> None:
+    finishes = [{"name": "a"}, {"name": "b"}]
+    asked = {"request": {"output": {"finishes": finishes, "lods": [2000], "hulls": 4}}, "seed": 1}
+    for finish, names, lods, hulls in (
+        (None, [], [], None),
+        ("b", ["b"], [], None),
+        ("lod0", [], [2000], None),
+        ("hulls", [], [], 4),
+    ):
+        output = request_of(asked | {"finish": finish}, PHOTO)["output"]
+        assert [told["name"] for told in output["finishes"]] == names
+        assert (output["lods"], output["hulls"]) == (lods, hulls)
 
 
 def test_another_picture_is_told_before_anything_is_computed(

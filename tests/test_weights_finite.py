@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import marked_shape
-from tests.conftest import environment
+from tests.conftest import AMPLE, environment
 from tests.test_joints_engine import TO_DECODE, plan_for, run
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.ladder import Plan
@@ -36,7 +36,9 @@ DECODERS = ("shape_slat_decoder", "tex_slat_decoder")
 @pytest.fixture(scope="module")
 def load(small_checkpoint: Path, stand_in: None) -> Callable[..., Trellis2Engine]:
     def load(**settings: Any) -> Trellis2Engine:
-        made = Trellis2Engine(Trellis2(model_dir=small_checkpoint, **settings), device="cpu")
+        made = Trellis2Engine(
+            Trellis2(model_dir=small_checkpoint, **settings), device="cpu", room=AMPLE
+        )
         made.load(lambda *_: None)
         return made
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from builder.make_checkpoint import write_dinov3
+from tests.conftest import AMPLE
 from trellis_runtime.engines.trellis2 import Trellis2Engine
 from trellis_runtime.engines.trellis2.upstream.checkpoints import (
     NORMALIZATIONS,
@@ -110,7 +111,7 @@ def test_a_pipeline_that_upstream_does_not_take_is_named(
 
 
 def load(folder: Path) -> Trellis2Engine:
-    engine = Trellis2Engine(Trellis2(model_dir=folder), device="cpu")
+    engine = Trellis2Engine(Trellis2(model_dir=folder), device="cpu", room=AMPLE)
     engine.load(lambda *_: None)
     return engine
 

@@ -315,15 +315,15 @@ _CORE: tuple[Mutant, ...] = (
     Mutant(
         "a file appears under its final name whole or not at all",
         "trellis_runtime/delivery/storage.py",
-        "            _write_flushed(partial, data)\n            partial.replace(final)\n",
-        "            _write_flushed(final, data)\n",
+        "            inode = _write_flushed(partial, data)\n            partial.replace(final)\n",
+        "            inode = _write_flushed(final, data)\n",
         ("tests/test_wiring.py::test_a_file_that_cannot_be_finished_leaves_the_old_one",),
     ),
     Mutant(
         "a job that fails while it is stored leaves nothing",
         _PIPELINE,
-        "        store.discard()\n",
-        "",
+        "                store.discard(scope)\n",
+        "                pass\n",
         ("tests/test_wiring.py::test_a_job_whose_answer_is_refused_leaves_no_file",),
     ),
     Mutant(
@@ -356,11 +356,14 @@ _CORE: tuple[Mutant, ...] = (
         ("tests/test_images.py::test_exif_rotation_is_applied",),
     ),
     Mutant(
-        "an opaque material carries no alpha",
+        "an opaque material carries no alpha, and so do its maps",
         _WRITER,
-        'if all(mode == "OPAQUE" for mode, _ in _groups(asset)):',
-        "if False:",
-        ("tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",),
+        'if asset.base_color is None or any(mode != "OPAQUE" for mode, _ in _groups(asset)):',
+        "if True:",
+        (
+            "tests/test_glb.py::test_opaque_material_drops_alpha_and_blend_keeps_it",
+            "tests/test_formats.py::test_maps_have_the_opacity_that_the_glb_has",
+        ),
     ),
     Mutant(
         "the metallic-roughness map is lossless",
@@ -1043,6 +1046,20 @@ _BY_VALUES = f"{_JOINTS}test_the_asset_is_the_marked_shape_by_values[512]"
 
 _BAKE: tuple[Mutant, ...] = (
     Mutant(
+        "a link's sides are told by which way their half-edges run",
+        f"{_BAKING}/sides.py",
+        "ways = 2 * order + (faces[face, k] >= faces[face, (k + 1) % 3])",
+        "ways = 2 * order",
+        ("tests/test_bake_shells.py::test_which_way_the_given_faces_turn_makes_no_difference",),
+    ),
+    Mutant(
+        "a kernel gets no tensor of other dimensions than it declares",
+        f"{_BAKING}/launch.py",
+        "if told.ndim != declared.type.ndim:",
+        "if False:",
+        ("tests/test_bake_launch.py::test_a_tensor_of_another_kind_is_refused",),
+    ),
+    Mutant(
         "what is translucent hides nothing",
         f"{_BAKING}/visibility.py",
         "asked, count, through=True)",
@@ -1294,6 +1311,44 @@ _FORMATS: tuple[Mutant, ...] = (
         "    if len(after.faces) != len(faces):",
         "    if False:",
         ("tests/test_formats.py::test_what_compression_lost_is_refused",),
+    ),
+    Mutant(
+        "what meshopt lost is not given out",
+        "trellis_runtime/assets/glb_meshopt.py",
+        "        if not len(faces) - _collapsed(corners) <= len(back) <= len(faces):",
+        "        if False:",
+        ("tests/test_formats.py::test_what_meshopt_lost_is_refused",),
+    ),
+    Mutant(
+        "meshopt without gltfpack is refused before anything is computed",
+        "trellis_runtime/assets/formats/write.py",
+        '    if compression == "meshopt" and not gltfpack.WASM.is_file():',
+        "    if False:",
+        (f"{_FIN}test_meshopt_without_gltfpack_is_told_before_anything_is_computed",),
+    ),
+    Mutant(
+        "a second buffer is one that has no bytes",
+        _READER,
+        "or not all(map(_has_no_bytes, buffers[1:]))",
+        "or False",
+        (
+            "tests/test_glb.py::"
+            "test_textures_are_read_beside_a_buffer_that_has_no_bytes_and_beside_no_other",
+        ),
+    ),
+    Mutant(
+        "maps are baked as the GLB that they belong to",
+        "trellis_runtime/worker/orders.py",
+        "            texture_size=self.texture_size if self.facts.textures else 0,",
+        '            texture_size=512 if self.format == "maps" else self.texture_size,',
+        (f"{_FIN}test_maps_are_those_of_the_glb_that_they_are_asked_beside_and_cost_no_bake",),
+    ),
+    Mutant(
+        "what has no mesh has no size and no place",
+        "trellis_runtime/contract/request.py",
+        "        if not facts.has_mesh:\n            self._require_no_place()\n",
+        "",
+        (f"{_FIN}test_a_finish_that_cannot_be_is_refused_and_the_schema_says_the_same",),
     ),
     Mutant(
         "v runs upwards in OBJ",
@@ -1731,7 +1786,7 @@ _CONTRACT: tuple[Mutant, ...] = (
     Mutant(
         "a model that an answer cannot hold is refused before it is computed",
         "trellis_runtime/delivery/choose.py",
-        '            self._require_room(least, "a model as asked (resolution, decimation_target) has about")',
+        "            self._require_room(least, what)",
         "            pass",
         (f"{_EVENTS}test_a_place_that_takes_any_size_is_asked_for_none",),
     ),
@@ -1834,6 +1889,7 @@ _IMAGE: tuple[Mutant, ...] = (
 
 
 _VAR, _LAT = "tests/test_variants.py::", "tests/test_latents.py::"
+_BACK = "tests/test_taken_back.py::"
 _KEPT: tuple[Mutant, ...] = (
     Mutant(
         "the picture of several seeds is conditioned once",
@@ -1955,6 +2011,78 @@ _KEPT: tuple[Mutant, ...] = (
         "            store = delivery.latents(delivery.kept_id)\n            stores.append(store)\n",
         "            store = delivery.latents(delivery.kept_id)\n",
         (f"{_LAT}test_a_job_that_fails_after_keeping_leaves_nothing",),
+    ),
+    Mutant(
+        "an array's header that is none is damage, whatever its reader raises",
+        "trellis_runtime/assets/arrays.py",
+        "(ValueError, TypeError, SyntaxError, MemoryError, RecursionError, TokenError)",
+        "ValueError",
+        (f"{_LAT}test_a_header_that_is_none_is_told_as_damage",),
+    ),
+    Mutant(
+        "variants' latents do not take each other's place",
+        "trellis_runtime/delivery/choose.py",
+        "LocalLatents(self.limits, kept_id, self.shares)",
+        "LocalLatents(self.limits, kept_id)",
+        (f"{_LAT}test_a_variants_latents_do_not_take_the_place_of_its_siblings",),
+    ),
+    Mutant(
+        "of an object that is too long the beginning is read",
+        "trellis_runtime/delivery/s3_client.py",
+        'found.pop("Body").read(most)',
+        'found.pop("Body").read()',
+        (f"{_BACK}test_an_object_that_is_longer_than_what_is_read_is_no_fault_of_the_worker",),
+    ),
+    Mutant(
+        "an answer without room for any model is refused at once",
+        _PIPELINE,
+        "    delivery.require_fits(request, may_compress=may_compress(request.output))",
+        "    if not may_compress(request.output):\n        delivery.require_fits(request)",
+        (
+            f"{_VAR}test_an_answer_without_room_for_any_model_is_refused_before_anything_is_computed",
+        ),
+    ),
+    Mutant(
+        "two runs of one job do not write into one file",
+        "trellis_runtime/delivery/storage.py",
+        "{os.getpid()}-{secrets.token_hex(4)}-{self._folder.name}",
+        "{os.getpid()}-{self._folder.name}",
+        (f"{_BACK}test_two_runs_of_one_job_write_side_by_side_and_each_file_is_whole",),
+    ),
+    Mutant(
+        "another run's local file is not taken back",
+        "trellis_runtime/delivery/storage.py",
+        "                if path.stat().st_ino == inode:",
+        "                if True:",
+        (f"{_BACK}test_a_run_takes_back_no_file_that_another_run_has_put_in_its_place",),
+    ),
+    Mutant(
+        "the time in which a failed job's files are looked for is not the job's",
+        "trellis_runtime/delivery/s3.py",
+        "        except WorkerError:  # a slow bucket's",
+        "        except StorageFailed:  # a slow bucket's",
+        (f"{_BACK}test_a_put_that_is_refused_is_told_though_the_bucket_then_hangs",),
+    ),
+    Mutant(
+        "a failed job's other files go where one cannot",
+        _PIPELINE,
+        "            except Exception:  # noqa: BLE001 - the others",
+        "            except KeyboardInterrupt:  # noqa: BLE001 - the others",
+        (f"{_BACK}test_what_one_store_cannot_take_back_keeps_no_other_from_it",),
+    ),
+    Mutant(
+        "either run's latents.json tells the truth",
+        "trellis_runtime/delivery/s3.py",
+        "tried.name in (ANSWER.name, FACTS.name)",
+        "tried.name == ANSWER.name",
+        (f"{_BACK}test_another_run_that_kept_the_same_latents_meanwhile_is_no_failure",),
+    ),
+    Mutant(
+        "latents that say a time without a zone stop no worker",
+        "trellis_runtime/delivery/latents.py",
+        "        if (ends := datetime.fromisoformat(told)).tzinfo is not None:",
+        "        if ends := datetime.fromisoformat(told):",
+        (f"{_BACK}test_whatever_lies_among_the_latents_stops_no_job_and_no_start",),
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,20 @@ def _array(member: bytes) -> NDArray[Any]:
     buffer = io.BytesIO(member)
     if npy.read_magic(buffer) != (1, 0):
         raise ValueError("an array is of another version")
-    shape, by_columns, kind = npy.read_array_header_1_0(buffer)
+    shape, by_columns, kind = _header(buffer)
     if by_columns or kind.kind not in _KINDS or kind.hasobject:
         raise ValueError("an array is not of plain numbers")
     count, start = int(np.prod(shape, dtype=object)), buffer.tell()
     if min(shape, default=0) < 0 or count * kind.itemsize != len(member) - start:
         raise ValueError("an array has not as many bytes as it claims")
     return np.frombuffer(member, kind, offset=start).reshape(shape).copy()
+
+
+def _header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return an array's shape, whether it is written by columns, and its type."""
+    try:
+        shape, by_columns, kind = npy.read_array_header_1_0(buffer)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, TokenError):
+        # NumPy reads it as Python's literals, and Python's reader has its own words for the rest.
+        raise ValueError("an array's header cannot be read") from None
+    return tuple(int(side) for side in shape), by_columns, kind

@@ -302,7 +302,7 @@ class _Reader:
         length = _natural(view.get("byteLength"), "bufferView.byteLength")
         stride = _natural(view.get("byteStride", 0), "bufferView.byteStride")
         buffers = self._list("buffers")
-        if view.get("buffer") != 0 or len(buffers) != 1:
+        if view.get("buffer") != 0 or not buffers or not all(map(_has_no_bytes, buffers[1:])):
             raise _Bad("only one buffer, the BIN chunk, is expected")
         stated = _natural(self._object(buffers[0], "buffer").get("byteLength"), "byteLength")
         if not len(self._bin) - 3 <= stated <= len(self._bin):
@@ -362,6 +362,13 @@ class _Reader:
         if not isinstance(value, dict):
             raise _Bad(f"{name} is not an object")
         return value
+
+
+def _has_no_bytes(buffer: Any) -> bool:
+    """Whether a buffer only says where what is compressed in another one would lie."""
+    extensions = buffer.get("extensions") if isinstance(buffer, dict) else None
+    told = extensions.get("EXT_meshopt_compression") if isinstance(extensions, dict) else None
+    return isinstance(told, dict) and told.get("fallback") is True and "uri" not in buffer
 
 
 def _natural(value: Any, name: str) -> int:

@@ -158,11 +158,9 @@ def _surface(
     """Return what a material says of its textures, and the format of the base colour."""
     pbr: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
     surface: dict[str, Any] = {"pbrMetallicRoughness": pbr}
-    if asset.base_color is None:
+    base = shown_base_color(asset)
+    if base is None:
         return surface, "none"
-    base = asset.base_color
-    if all(mode == "OPAQUE" for mode, _ in _groups(asset)):
-        base = base[..., :3]  # viewers may show what lies under a forgotten alpha channel
     del pbr["roughnessFactor"]
     pbr["baseColorTexture"] = {"index": 0}
     jobs = [(base, texture_format, False)]
@@ -179,6 +177,13 @@ def _surface(
         images = list(pool.map(lambda job: _encode_image(*job), jobs))
     builder.textures(images)
     return surface, images[0][1]
+
+
+def shown_base_color(asset: Asset) -> NDArray[np.uint8] | None:
+    """Return the base colour as a file shows it: without alpha where all materials are opaque."""
+    if asset.base_color is None or any(mode != "OPAQUE" for mode, _ in _groups(asset)):
+        return asset.base_color
+    return asset.base_color[..., :3]  # viewers may show what lies under a forgotten alpha channel
 
 
 def _material(asset: Asset, mode: str, surface: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from trellis_runtime.assets.glb_format import CONTENT_HASH
 from trellis_runtime.assets.glb_reader import read_document, read_textures
 from trellis_runtime.cli.console import err_console, out_console
 from trellis_runtime.contract.files import MODEL
+from trellis_runtime.contract.request import HULLS
 from trellis_runtime.errors import GlbRejected
 from trellis_runtime.settings import Settings
 from trellis_runtime.worker.worker import Worker
@@ -74,11 +75,14 @@ def request_of(recipe: dict[str, Any], image: bytes) -> dict[str, Any]:
     """Return the job's input that makes a file again, from its recipe and its picture."""
     request = dict(recipe["request"])
     output = dict(request.get("output", {}))
-    wanted = [f for f in output.get("finishes", []) if f.get("name") == recipe.get("finish")]
+    name = recipe.get("finish")
+    wanted = [f for f in output.get("finishes", []) if f.get("name") == name]
     output |= {"delivery": "url", "preview": False, "turntable": False, "cutout": False,
                "finishes": wanted}  # fmt: skip
-    if wanted or recipe.get("finish") is None:
+    if wanted or name in (None, HULLS):
         output["lods"] = []  # it is none of them
+    if wanted or name != HULLS:
+        output["hulls"] = None
     return request | {
         "image": base64.b64encode(image).decode(),
         "seed": recipe.get("seed"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-FileFormat = Literal["glb", "usdz", "obj", "ply", "stl", "3mf", "hulls"]
+FileFormat = Literal["glb", "usdz", "obj", "ply", "stl", "3mf", "hulls", "maps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class FormatFacts:
     up           the axis that is up unless the caller says otherwise
     per_metre    units of the file in one metre: 1000 where a file is in millimetres
     printed      whether it is made for printers: closed, in millimetres, no colours
+    has_mesh     whether there is something in it that has a size and a place
     packages     import name -> distribution, of the libraries that write it
     """
 
@@ -59,6 +60,7 @@ class FormatFacts:
     up: Literal["y", "z"] = "y"
     per_metre: float = 1.0
     printed: bool = False
+    has_mesh: bool = True
     packages: tuple[tuple[str, str], ...] = ()
 
 
@@ -81,6 +83,9 @@ FORMATS: dict[FileFormat, FormatFacts] = {
     "hulls": FormatFacts(
         "glb", MODEL.content_type, y_up_only=True, packages=(("vhacdx", "vhacdx"),)
     ),
+    "maps": FormatFacts(
+        "zip", "application/zip", True, encodings=("png", "webp", "jpeg"), has_mesh=False
+    ),
 }
 """Every format of a finished file."""
 
@@ -93,6 +98,7 @@ FINISH_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 COMPRESSION_PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "none": (),
     "draco": (("DracoPy", "DracoPy"),),
+    "meshopt": (("wasmtime", "wasmtime"),),
 }
 """Import name -> distribution, of the libraries that compress a GLB's geometry."""
 
@@ -102,6 +108,9 @@ def finished_file(name: str, form: FileFormat) -> ResultFile:
     facts = FORMATS[form]
     return ResultFile("", f"{name}.{facts.suffix}", facts.content_type)
 
+
+VARIANT_NAME = r"^v[0-7]$"
+"""What a variant is called."""
 
 _OF_VARIANT = re.compile(r"v[0-7]-(.+)")
 

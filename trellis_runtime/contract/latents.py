@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trellis_runtime.contract.files import ResultFile
+from trellis_runtime.contract.request import MAX_SEED
 from trellis_runtime.contract.wire import WireModel
 
 LAYOUT = 1
@@ -30,7 +31,7 @@ class KeptFacts(WireModel):
     synthetic: bool
     versions: dict[str, str]
     worker_version: str
-    seed: int
+    seed: int = Field(ge=0, le=MAX_SEED)
     request: dict[str, Any]
     rungs: list[str]
     effective: dict[str, Any]

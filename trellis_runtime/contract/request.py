@@ -29,7 +29,7 @@ TextureFormat = Literal["png", "webp", "jpeg"]
 Shell = Literal["closed", "double_sided", "remeshed"]
 AlphaChoice = Literal["auto", "opaque", "mask", "blend"]
 DeliveryChoice = Literal["auto", "url", "inline", "upload"]
-Compression = Literal["none", "draco"]
+Compression = Literal["none", "draco", "meshopt"]
 SizeAxis = Literal["longest", "x", "y", "z"]
 Pivot = Literal["made", "center", "bottom"]
 UpAxis = Literal["auto", "y", "z"]
@@ -60,6 +60,8 @@ class RequestModel(WireModel):
 
 
 def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(entry) for entry in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -152,6 +154,17 @@ _Hulls = Annotated[int, Field(ge=1, le=MOST_HULLS)]
 _Metres = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
+_PLACED = ("size_m", "size_axis", "pivot")
+
+
+def _rule_of_place() -> dict[str, Any]:
+    """What has no mesh has no size and lies nowhere."""
+    without = [name for name, facts in FORMATS.items() if not facts.has_mesh]
+    nowhere: dict[str, Any] = {field: {"type": "null"} for field in _PLACED}
+    outcome = {"properties": nowhere | {"up_axis": {"const": "auto"}}}
+    return _needs({"format": {"enum": without}}, outcome)
+
+
 def _finish_rules() -> Any:
     textured = [name for name, facts in FORMATS.items() if facts.textures]
     y_up = [name for name, facts in FORMATS.items() if facts.y_up_only]
@@ -178,6 +191,7 @@ def _finish_rules() -> Any:
             "if": {"properties": {"format": {"enum": y_up}}},
             "then": {"properties": {"up_axis": {"enum": ["auto", "y"]}}},
         },
+        _rule_of_place(),
         {
             "if": with_format | {"properties": {"format": {"not": {"const": "glb"}}}},
             "then": {"properties": {"compression": {"type": "null"}}},
@@ -208,19 +222,20 @@ class Finish(RequestModel):
         "glb",
         description="glb; usdz (for Quick Look); obj (a zip with OBJ, MTL and textures); ply "
         "(colours at the vertices); stl, 3mf (for printers: one closed surface in millimetres); "
-        "hulls (a GLB of convex hulls, for collisions).",
+        "hulls (a GLB of convex hulls, for collisions); maps (a zip of the GLB's textures).",
     )
     decimation_target: _Faces | None = Field(
         None, description="Most faces of this file's mesh; null: as the request."
     )
     texture_size: TextureSize | None = Field(
         None,
-        description="Pixels a side of this file's textures; null: as the request. glb, usdz, obj.",
+        description="Pixels a side of this file's textures; null: as the request. glb, usdz, obj, "
+        "maps.",
     )
     texture_format: TextureFormat | None = Field(
         None,
         description="Of the base colour; null: as output.texture_format, png where the format "
-        "knows no webp. webp: glb alone.",
+        "knows no webp. webp: glb and maps.",
     )
     compression: Compression | None = Field(
         None, description="Of a glb's geometry; null: as output.compression. glb alone."
@@ -281,9 +296,17 @@ class Finish(RequestModel):
             raise ValueError(f"compression is for format 'glb', not {form!r}")
         if facts.y_up_only and self.up_axis == "z":
             raise ValueError(f"up_axis is 'z'; format {form!r} is y-up by its own rules")
+        if not facts.has_mesh:
+            self._require_no_place()
         if self.name == "model" and facts.suffix == FORMATS["glb"].suffix:
             raise ValueError("name 'model' is the plain GLB's")
         return self
+
+    def _require_no_place(self) -> None:
+        stated = [field for field in _PLACED if getattr(self, field) is not None]
+        stated += ["up_axis"] if self.up_axis != "auto" else []
+        if stated:
+            raise ValueError(f"{stated[0]} is not used with format {self.format!r}: it has no mesh")
 
 
 HULLS = "hulls"
@@ -350,7 +373,9 @@ class Output(RequestModel):
     compression: Compression = Field(
         "none",
         description="Of the GLB's geometry. draco: a tenth of the bytes; the file then needs "
-        "KHR_draco_mesh_compression, and lengths are kept to a 16,000th of its size.",
+        "KHR_draco_mesh_compression. meshopt: a sixth, and many times faster to read; it needs "
+        "EXT_meshopt_compression and KHR_mesh_quantization. Both keep lengths to a 16,000th of "
+        "its size.",
     )
     size_m: _Metres | None = Field(
         None,

@@ -47,7 +47,7 @@ class Delivery:
     request: str = ""
     """The request's fingerprint."""
     shares: int = 1
-    """How many variants an inline answer has room for."""
+    """How many variants share the room of an inline answer, and of latents on this machine."""
     variant: str = ""
     """The name of the variant whose files these are, empty for those of the whole job."""
     _s3: S3Store | None = field(default=None, init=False)
@@ -85,7 +85,7 @@ class Delivery:
         """Return where latents called `kept_id` are kept: the bucket, else this machine."""
         if bucket := self._bucket():
             return BucketLatents(bucket, kept_id)
-        return LocalLatents(self.limits, kept_id)
+        return LocalLatents(self.limits, kept_id, self.shares)
 
     def require_possible(self, output: Output, scope: JobScope, *, keeps: bool = False) -> None:
         """Find out what can be known of the place before anything is computed.
@@ -112,14 +112,17 @@ class Delivery:
         if bucket is not None and used:
             bucket.check_link(scope)
 
-    def require_fits(self, request: GenerationRequest) -> None:
+    def require_fits(self, request: GenerationRequest, *, may_compress: bool = False) -> None:
         """Raise `AnswerTooLarge` where the answer itself is the only way for a model that will, by
-        what was asked, be too large for it.
+        what was asked, be too large for it. Of one that may be compressed no size is known.
         """
-        output, least = request.output, least_glb_bytes(request)
+        output, what = request.output, "a model as asked (resolution, decimation_target) has about"
+        least = least_glb_bytes(request)
+        if may_compress:
+            least, what = 1, "any model has at least"
         inline = output.delivery == "inline" or self._bucket_or_folder() is None
         if output.upload_url is None and inline and self._bucket() is None:
-            self._require_room(least, "a model as asked (resolution, decimation_target) has about")
+            self._require_room(least, what)
 
     def earlier_result(self, output: Output, scope: JobScope) -> Answer | None:
         """Return what an earlier run of this job put into the bucket for the same request."""
@@ -152,13 +155,17 @@ class Delivery:
         room = self._inline_room()
         if payload_bytes <= room:
             return
-        faces = faces_within(room)
-        each = f" for each of {self.shares} variants" if self.shares > 1 else ""
+        elsewhere, each, fewer = "send s3Config or output.upload_url", "", "fewer finishes"
+        if self.shares > 1:  # an upload_url takes one model
+            elsewhere, fewer = "send s3Config", "fewer finishes or variants"
+            each = f" for each of {self.shares} variants"
+        if (faces := faces_within(room)) > 0:
+            fewer += f", a decimation_target well below {faces}"
         raise AnswerTooLarge(
-            f"{what} {payload_bytes} bytes; inline, the platform takes about {room}{each}. "
-            "Configure a bucket (BUCKET_ENDPOINT_URL), send s3Config or output.upload_url, "
-            "or ask for output.texture_format 'webp', output.compression 'draco', fewer finishes, "
-            f"a smaller texture_size, or a decimation_target well below {faces}",
+            f"{what} {payload_bytes} bytes; inline, the platform takes about {max(0, room)}{each}. "
+            f"Configure a bucket (BUCKET_ENDPOINT_URL), {elsewhere}, or ask for "
+            "output.texture_format 'webp', output.compression 'draco' or 'meshopt', a smaller "
+            f"texture_size, {fewer}",
             field="output.delivery",
         )
 

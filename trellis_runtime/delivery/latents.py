@@ -26,7 +26,7 @@ from trellis_runtime.contract.latents import ARRAYS, FACTS
 from trellis_runtime.contract.request import MOST_VARIANTS
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.s3 import S3Store
-from trellis_runtime.delivery.storage import LocalStore, folder_of, sweep_partial
+from trellis_runtime.delivery.storage import LocalStore, folder_of
 from trellis_runtime.errors import StorageFailed
 from trellis_runtime.settings import DeliverySettings
 
@@ -60,7 +60,7 @@ class LatentsStore(Protocol):
     def arrays(self, scope: JobScope) -> Found | None:
         """Return latents.npz, None where there is none."""
 
-    def discard(self) -> None:
+    def discard(self, scope: JobScope) -> None:
         """Remove what was put: the job failed."""
 
 
@@ -84,8 +84,8 @@ class BucketLatents:
     def arrays(self, scope: JobScope) -> Found | None:
         return self._read(ARRAYS.name, LARGEST_BYTES, scope)
 
-    def discard(self) -> None:
-        self._store.discard()
+    def discard(self, scope: JobScope) -> None:
+        self._store.discard(scope)
 
     def _read(self, name: str, most: int, scope: JobScope) -> Found | None:
         found = self._store.fetch(name, most, scope)
@@ -97,18 +97,21 @@ class LocalLatents:
 
     place: Literal["bucket", "folder"] = "folder"
 
-    def __init__(self, settings: DeliverySettings, kept_id: str) -> None:
+    def __init__(self, settings: DeliverySettings, kept_id: str, shares: int = 1) -> None:
+        """`shares` is how many variants of one job are kept: none may take another's place."""
         self._settings = settings
+        self._shares = shares
         self._root = settings.output_dir / FOLDER
         self._folder = self._root / folder_of(kept_id)
         self._store = LocalStore(self._root, kept_id)
 
     def put(self, facts: bytes, arrays: bytes, expires: datetime, scope: JobScope) -> None:
         size = len(arrays) + len(facts)
-        if size > self._settings.keep_disk_bytes:
+        if size * self._shares > self._settings.keep_disk_bytes:
+            each = f", for {self._shares} variants" if self._shares > 1 else ""
             raise StorageFailed(
                 f"the latents have {size} bytes; this worker keeps "
-                f"{self._settings.keep_disk_bytes} on its disk (TRELLIS2_KEEP_DISK_GB)",
+                f"{self._settings.keep_disk_bytes} on its disk (TRELLIS2_KEEP_DISK_GB){each}",
                 field="keep",
                 retryable=False,
             )
@@ -122,8 +125,8 @@ class LocalLatents:
     def arrays(self, scope: JobScope) -> Found | None:
         return self._read(ARRAYS.name, LARGEST_BYTES)
 
-    def discard(self) -> None:
-        self._store.discard()
+    def discard(self, scope: JobScope) -> None:
+        self._store.discard(scope)
 
     def _read(self, name: str, most: int) -> Found | None:
         with suppress(OSError), (self._folder / name).open("rb") as file:
@@ -137,11 +140,10 @@ def sweep_latents(settings: DeliverySettings, wanted: int = 0) -> int:
     Returns how many jobs' latents went.
     """
     root = settings.output_dir / FOLDER
-    sweep_partial(root)
     room = settings.keep_disk_bytes - wanted
     now, lying, swept = datetime.now(UTC), 0, 0
     for folder, written in sorted(_folders(root), key=lambda found: found[1], reverse=True):
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = _bytes_in(folder)
         if lying + size > room or now >= _local_end(folder, written, settings):
             shutil.rmtree(folder, ignore_errors=True)
             swept += 1
@@ -161,14 +163,27 @@ def forget_latents(root: Path, job_id: str) -> None:
 def _folders(root: Path) -> Iterator[tuple[Path, datetime]]:
     with suppress(OSError):
         for folder in root.iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                yield folder, datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+            with suppress(OSError):  # another job's sweep may take it meanwhile
+                if folder.is_dir() and not folder.name.startswith("."):
+                    yield folder, datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return how many bytes lie in a folder, as far as its files can be looked at."""
+    size = 0
+    with suppress(OSError):
+        for file in folder.iterdir():
+            with suppress(OSError):
+                size += file.stat().st_size
+    return size
 
 
 def _local_end(folder: Path, written: datetime, settings: DeliverySettings) -> datetime:
     """Return when a folder's time is over; of one that says nothing, as if it were new then."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return datetime.fromisoformat(json.loads((folder / FACTS.name).read_bytes())["expires_at"])
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        told = json.loads((folder / FACTS.name).read_bytes())["expires_at"]
+        if (ends := datetime.fromisoformat(told)).tzinfo is not None:
+            return ends
     return written + timedelta(hours=settings.keep_hours)
 
 

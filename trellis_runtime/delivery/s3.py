@@ -23,16 +23,20 @@ from pydantic import ValidationError
 
 from trellis_runtime.contract.answer import Artifact
 from trellis_runtime.contract.files import ANSWER
+from trellis_runtime.contract.latents import FACTS
 from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.delivery.fetch import Answer, store_code
 from trellis_runtime.delivery.s3_client import MOST_READ, Access, S3Client, settled
-from trellis_runtime.delivery.storage import folder_of
-from trellis_runtime.errors import InvalidInput, SetupFailed, StorageFailed, UrlRefused
+from trellis_runtime.delivery.storage import SETTLE_S, folder_of
+from trellis_runtime.errors import (
+    InvalidInput,
+    SetupFailed,
+    StorageFailed,
+    UrlRefused,
+    WorkerError,
+)
 from trellis_runtime.logs import logger
 from trellis_runtime.settings import Bucket, FetchLimits
-
-_SETTLE_S = 20.0
-"""Seconds for looking after objects when a job has failed: its own time may be over."""
 
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # as lenient as boto3
 
@@ -94,9 +98,8 @@ class S3Store:
         other.folder = folder or self.folder
         return other
 
-    def discard(self) -> None:
+    def discard(self, scope: JobScope) -> None:
         """Remove what this run put where nothing was, and where nobody else's is by now."""
-        scope = JobScope("discard", Deadline.after(_SETTLE_S))
         for tried in self._tried:
             if tried.was_there is None:
                 logger().warning("left_in_bucket", key=tried.key, reason="the key may not look")
@@ -105,8 +108,8 @@ class S3Store:
             try:
                 if self._is_ours(tried, self._client.head(tried.key, scope)):
                     self._client.delete(tried.key, scope)
-            except StorageFailed as err:
-                if err.answered != 404:
+            except WorkerError as err:  # a slow bucket's is that the time for this is over
+                if not (isinstance(err, StorageFailed) and err.answered == 404):
                     logger().warning("discard_failed", key=tried.key, reason=err.message)
         self._tried.clear()
 
@@ -182,9 +185,10 @@ class S3Store:
         """PUT, on the condition that nobody was quicker where nothing was a moment ago.
 
         Two runs of one job would else leave one's model beside the other's pictures. `answer.json`
-        is the last of a run whose files all stood, and either run's tells the truth of them.
+        is the last of a run whose files all stood, as `latents.json` is of its arrays, and either
+        run's tells the truth of them; both name a time, so that no two are the same.
         """
-        if tried.was_there is not False or tried.name == ANSWER.name:
+        if tried.was_there is not False or tried.name in (ANSWER.name, FACTS.name):
             return self._client.put(tried.key, data, scope, **facts)
         try:
             return self._client.put(tried.key, data, scope, IfNoneMatch="*", **facts)
@@ -198,8 +202,11 @@ class S3Store:
         if err.answered != _PRECONDITION_FAILED:
             raise _about(tried.name, err) from None
         tried.was_there = True  # another's: not ours to take back
-        scope = JobScope("settle", Deadline.after(_SETTLE_S))
-        found = self._client.head(tried.key, scope)
+        scope = JobScope("settle", Deadline.after(SETTLE_S))
+        try:
+            found = self._client.head(tried.key, scope)
+        except WorkerError:
+            raise _about(tried.name, err) from None
         if found.get("Metadata", {}).get("sha256") != tried.sha256:
             raise StorageFailed(
                 f"{tried.name} was not delivered: another run of this job has delivered another "
@@ -229,10 +236,10 @@ class S3Store:
 
     def _arrived(self, tried: _Tried) -> bool:
         """Whether an object is there although its PUT failed: only the answer was lost then."""
-        scope = JobScope("settle", Deadline.after(_SETTLE_S))
+        scope = JobScope("settle", Deadline.after(SETTLE_S))
         try:
             return self._is_ours(tried, self._client.head(tried.key, scope))
-        except StorageFailed:
+        except WorkerError:  # a slow bucket's is that the time for this is over, not the job's
             return False
 
     def _is_ours(self, tried: _Tried, found: dict[str, Any]) -> bool:

@@ -11,8 +11,10 @@ import base64
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +28,8 @@ from trellis_runtime.settings import FetchLimits
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PARTIAL = ".partial"
+SETTLE_S = 20.0
+"""Seconds for looking after what was put when a job has failed: its own time may be over."""
 
 
 class Store(Protocol):
@@ -34,8 +38,11 @@ class Store(Protocol):
     def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
         """Deliver `data` as `name`; raises `StorageFailed`, never returns before it is there."""
 
-    def discard(self) -> None:
-        """Remove what this store put where nothing was: the job failed or was stopped."""
+    def discard(self, scope: JobScope) -> None:
+        """Remove what this store put where nothing was: the job failed or was stopped.
+
+        `scope` is not the job's: that one's time may be over.
+        """
 
 
 def folder_of(job_id: str) -> str:
@@ -60,28 +67,33 @@ class LocalStore:
     def __init__(self, root: Path, job_id: str) -> None:
         self._root = root.absolute()
         self._folder = self._root / folder_of(job_id)
-        self._put: list[Path] = []
+        self._put: list[tuple[Path, int]] = []
+        """Files that were put where none was, and their inodes: another run may replace one."""
 
     def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
         final = self._folder / name
         was_there = final.exists()
-        partial = self._root / _PARTIAL / f"{os.getpid()}-{self._folder.name}-{name}"
+        # Not by the job's name alone: two runs of one job may write side by side.
+        own = f"{os.getpid()}-{secrets.token_hex(4)}-{self._folder.name}-{name}"
+        partial = self._root / _PARTIAL / own
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write_flushed(partial, data)
+            inode = _write_flushed(partial, data)
             partial.replace(final)
         except OSError as err:
             partial.unlink(missing_ok=True)
             raise StorageFailed(f"{name} could not be written ({err.strerror})") from err
         if not was_there:
-            self._put.append(final)
+            self._put.append((final, inode))
         return Artifact.model_validate(describe(data, content_type) | {"url": final.as_uri()})
 
-    def discard(self) -> None:
-        for path in self._put:
-            path.unlink(missing_ok=True)
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
+    def discard(self, scope: JobScope) -> None:
+        for path, inode in self._put:
+            with suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+        with suppress(OSError):  # something else is in it
             self._folder.rmdir()
         self._put.clear()
 
@@ -93,7 +105,7 @@ class InlineStore:
         text = base64.b64encode(data).decode()
         return Artifact.model_validate(describe(data, content_type) | {"base64": text})
 
-    def discard(self) -> None:
+    def discard(self, scope: JobScope) -> None:
         """Nothing was put anywhere."""
 
 
@@ -108,8 +120,8 @@ class VariantStore:
     def put(self, name: str, data: bytes, content_type: str, scope: JobScope) -> Artifact:
         return self.whole.put(in_variant(self._variant, name), data, content_type, scope)
 
-    def discard(self) -> None:
-        self.whole.discard()
+    def discard(self, scope: JobScope) -> None:
+        self.whole.discard(scope)
 
 
 class UploadStore:
@@ -139,7 +151,7 @@ class UploadStore:
         shown = self._url.split("?", 1)[0].split("#", 1)[0]  # the signature stays the caller's
         return Artifact.model_validate(describe(data, content_type) | {"url": shown})
 
-    def discard(self) -> None:
+    def discard(self, scope: JobScope) -> None:
         """A presigned PUT cannot be undone."""
 
 
@@ -162,11 +174,13 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _write_flushed(path: Path, data: bytes) -> None:
+def _write_flushed(path: Path, data: bytes) -> int:
+    """Write a file through to the disk; returns its inode."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_ino
 
 
 def _is_running(pid: int) -> bool:

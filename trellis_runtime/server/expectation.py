@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trellis_runtime.contract.files import models_told
 from trellis_runtime.contract.request import PRESETS, GenerationRequest
 from trellis_runtime.server.job import Expected
 
@@ -38,7 +39,8 @@ class Expectations:
         key = _key(endpoint, request)
         try:
             stages = {str(name): float(s) for name, s in answer["timings"].items()}
-            took = _Took(sum(stages.values()), int(answer["artifact"]["bytes"]), stages)
+            size = sum(int(model["artifact"]["bytes"]) for model in models_told(answer))
+            took = _Took(sum(stages.values()), size, stages)
         except (KeyError, TypeError, ValueError, AttributeError):
             return
         if key is None:
@@ -70,7 +72,7 @@ class Expectations:
 
 
 def _key(endpoint: str | None, request: dict[str, Any]) -> Key | None:
-    """Return what a job's time rests on: where it runs, its sizes and its steps."""
+    """Return what a job's time rests on: where it runs, its sizes, steps and number of models."""
     output = request.get("output")
     turntable = isinstance(output, dict) and output.get("turntable") is True
     bare = {k: v for k, v in request.items() if k not in ("image", "image_url", "output")}
@@ -81,4 +83,4 @@ def _key(endpoint: str | None, request: dict[str, Any]) -> Key | None:
     steps = (asked.sampler.sparse_structure.steps, asked.sampler.shape.steps,
              asked.sampler.texture.steps)  # fmt: skip
     return (endpoint, asked.resolution, asked.texture_size, asked.decimation_target,
-            asked.shell, turntable, steps)  # fmt: skip
+            asked.shell, turntable, steps, len(asked.seeds_from(0)))  # fmt: skip

@@ -87,17 +87,20 @@ class Job:
 
 
 def _summary(answer: Answer) -> dict[str, Any] | None:
+    """Return the numbers of a job's model, of variants the first; each that failed is a warning."""
     if answer is None:
         return None
     if "error" in answer:
         return {"error": answer["error"], "code": answer.get("code")}
-    answer = next(iter(models_told(answer)), answer)  # of variants the first
+    models = models_told(answer)
+    failed = len(answer.get("variants", models)) - len(models)
+    first = next(iter(models), answer)
     return {
-        "faces": answer.get("mesh", {}).get("faces"),
-        "bytes": answer.get("artifact", {}).get("bytes"),
-        "seed": answer.get("seed"),
-        "level": answer.get("degradation", {}).get("level"),
-        "warnings": len(answer.get("warnings", [])),
+        "faces": first.get("mesh", {}).get("faces"),
+        "bytes": first.get("artifact", {}).get("bytes"),
+        "seed": first.get("seed"),
+        "level": first.get("degradation", {}).get("level"),
+        "warnings": failed + sum(len(model.get("warnings", [])) for model in models),
     }
 
 

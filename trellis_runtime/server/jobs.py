@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trellis_runtime.assets.images import parse_base64
-from trellis_runtime.contract.files import ANSWER, THUMBNAIL, file_called, files_told
+from trellis_runtime.contract.files import ANSWER, file_called, files_told
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import fetch
 from trellis_runtime.delivery.latents import forget_latents
@@ -122,7 +122,7 @@ class Jobs:
         """Return where a job's pictures and files are, and how many jobs it waits for."""
         folder, path = self.folder(job.id), f"/jobs/{job.id}"
         has_input = job.picture is not None or kept.has_input(folder)
-        has_thumbnail = (folder / THUMBNAIL.name).is_file()
+        has_thumbnail = kept.thumbnail_of(folder) is not None
         return {
             "queue_place": self._queue_place(job),
             "thumbnail": f"{path}/thumbnail" if has_thumbnail else None,

@@ -8,7 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trellis_runtime.contract.files import ANSWER, ResultFile, file_called
+from trellis_runtime.contract.files import (
+    ANSWER,
+    THUMBNAIL,
+    ResultFile,
+    file_called,
+    in_variant,
+    variant_name,
+)
+from trellis_runtime.contract.request import MOST_VARIANTS
 from trellis_runtime.contract.stages import Stage
 from trellis_runtime.server.job import Job
 
@@ -76,6 +84,13 @@ def input_of(folder: Path) -> tuple[bytes, str] | None:
 def has_input(folder: Path) -> bool:
     """Whether the folder holds the picture that a job was given."""
     return any((folder / f"input.{suffix}").is_file() for suffix in PICTURE_TYPES)
+
+
+def thumbnail_of(folder: Path) -> Path | None:
+    """Return the small picture of a job's model, of variants the first one's."""
+    variants = (in_variant(variant_name(n), THUMBNAIL.name) for n in range(MOST_VARIANTS))
+    found = (folder / name for name in (THUMBNAIL.name, *variants))
+    return next((path for path in found if path.is_file()), None)
 
 
 def files_of(folder: Path) -> Iterator[dict[str, Any]]:

@@ -14,8 +14,15 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from trellis_runtime.assets.glb_reader import read_textures
-from trellis_runtime.contract.files import MODEL, THUMBNAIL, file_called
+from trellis_runtime.contract.files import (
+    MODEL,
+    THUMBNAIL,
+    VARIANT_NAME,
+    file_called,
+    in_variant,
+)
 from trellis_runtime.errors import InvalidInput, NotFound, NotRunning, StillRunning
+from trellis_runtime.server import kept
 from trellis_runtime.server.addresses import files_address, with_http_addresses
 from trellis_runtime.server.endpoint import Endpoint
 from trellis_runtime.server.guards import (
@@ -126,17 +133,22 @@ def _add_files(app: FastAPI, served: Served) -> None:
         """Send one of a job's files."""
         _, jobs = served.ready()
         path = jobs.folder(job_id) / name
-        kept = file_called(name)
-        if kept is None or not path.is_file():
+        known = file_called(name)
+        if known is None or not path.is_file():
             raise NotFound(f"job {job_id} has no file {name!r} here")
-        return FileResponse(path, media_type=kept.content_type, filename=f"{job_id}-{name}",
+        return FileResponse(path, media_type=known.content_type, filename=f"{job_id}-{name}",
                             content_disposition_type="inline")  # fmt: skip
 
     @app.get("/jobs/{job_id}/maps/{name}", responses=errors_with(404), response_class=Response)
-    async def texture_map(job_id: JobId, name: str) -> Response:
+    async def texture_map(
+        job_id: JobId,
+        name: str,
+        variant: Annotated[str | None, Query(pattern=VARIANT_NAME)] = None,
+    ) -> Response:
         """Send a material's map as a picture: base_color, metallic or roughness."""
         _, jobs = served.ready()
-        path = jobs.folder(job_id) / MODEL.name
+        model = in_variant(variant, MODEL.name) if variant else MODEL.name
+        path = jobs.folder(job_id) / model
         if name not in _MAPS or not path.is_file():
             raise NotFound(f"job {job_id} has no map {name!r} here")
         picture = await asyncio.to_thread(_map_picture, path, name)
@@ -150,10 +162,10 @@ def _add_pictures(app: FastAPI, served: Served) -> None:
 
     @app.get("/jobs/{job_id}/thumbnail", responses=errors_with(404), response_class=FileResponse)
     async def thumbnail(job_id: JobId) -> Response:
-        """Send the small picture of a job's model."""
+        """Send the small picture of a job's model, of variants the first one's."""
         _, jobs = served.ready()
-        path = jobs.folder(job_id) / THUMBNAIL.name
-        if not path.is_file():
+        path = kept.thumbnail_of(jobs.folder(job_id))
+        if path is None:
             raise NotFound(f"job {job_id} has no thumbnail here")
         return FileResponse(path, media_type=THUMBNAIL.content_type)
 
@@ -161,10 +173,10 @@ def _add_pictures(app: FastAPI, served: Served) -> None:
     async def picture(job_id: JobId) -> Response:
         """Send the picture that a job was given, where it is one that browsers show."""
         _, jobs = served.ready()
-        kept = await asyncio.to_thread(jobs.picture, job_id)
-        if kept is None:
+        found = await asyncio.to_thread(jobs.picture, job_id)
+        if found is None:
             raise NotFound(f"the picture of job {job_id} is not kept here")
-        return Response(kept[0], media_type=kept[1])
+        return Response(found[0], media_type=found[1])
 
 
 def _remote(worker: Worker, endpoint: str | None) -> Endpoint | None:

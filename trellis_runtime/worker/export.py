@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_runtime.assets import preview
+from trellis_runtime.assets import glb_draco, glb_meshopt, preview
 from trellis_runtime.assets.cutout import cutout_png
-from trellis_runtime.assets.glb_draco import compress_glb
 from trellis_runtime.assets.glb_reader import CheckedGlb, GlbContent, check_glb
 from trellis_runtime.assets.glb_writer import encode_glb
 from trellis_runtime.assets.mesh import inspect_mesh, require_mesh
@@ -18,6 +18,13 @@ from trellis_runtime.contract.engine import Asset, CutOut
 from trellis_runtime.contract.files import CUTOUT, PREVIEW, THUMBNAIL, TURNTABLE, ResultFile
 from trellis_runtime.contract.request import Compression, Output, TextureFormat
 from trellis_runtime.contract.scope import JobScope
+
+_COMPRESSED: dict[Compression, Callable[[bytes, int], bytes]] = {
+    "none": lambda data, _: data,
+    "draco": glb_draco.compress_glb,
+    "meshopt": glb_meshopt.compress_glb,
+}
+"""Each returns a GLB with its geometry in another form, from its bytes and its texture's size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,7 @@ def encode_checked(
     """Return a GLB that passed inspection; raises `GlbRejected` or `FileRejected`."""
     encoded = encode_glb(asset, texture_format, extras)
     checked = check_glb(encoded.data)
-    data = encoded.data
-    if compression == "draco":
-        data = compress_glb(data, asset.texture_size)
+    data = _COMPRESSED[compression](encoded.data, asset.texture_size)
     return Encoded(data, encoded.texture_format, checked)
 
 

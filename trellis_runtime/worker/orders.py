@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trellis_runtime.assets.formats import require_packages
+from trellis_runtime.assets.formats import require_compression, require_packages
 from trellis_runtime.assets.placement import Placement
 from trellis_runtime.contract.files import (
-    COMPRESSION_PACKAGES,
     FORMATS,
     FileFormat,
     FormatFacts,
@@ -95,12 +94,8 @@ def _placement(finish: Finish, output: Output) -> Placement:
 
 
 def require_writable(output: Output) -> None:
-    """Raise `InvalidInput` where a library is absent that one of the files needs."""
-    require_packages(
-        COMPRESSION_PACKAGES[output.compression],
-        f"compression {output.compression!r}",
-        "output.compression",
-    )
+    """Raise `InvalidInput` where what one of the files needs is absent."""
+    require_compression(output.compression, "output.compression")
     if output.hulls is not None:
         require_packages(FORMATS["hulls"].packages, "hulls", "output.hulls")
     for number, finish in enumerate(output.finishes):
@@ -108,9 +103,4 @@ def require_writable(output: Output) -> None:
         require_packages(
             FORMATS[finish.format].packages, f"format {finish.format!r}", f"{field}.format"
         )
-        compression = finish.compression or "none"
-        require_packages(
-            COMPRESSION_PACKAGES[compression],
-            f"compression {compression!r}",
-            f"{field}.compression",
-        )
+        require_compression(finish.compression or "none", f"{field}.compression")

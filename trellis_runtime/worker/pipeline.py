@@ -51,12 +51,13 @@ from trellis_runtime.contract.request import (
     Output,
     TextureFormat,
 )
-from trellis_runtime.contract.scope import JobScope
+from trellis_runtime.contract.scope import Deadline, JobScope
 from trellis_runtime.contract.stages import ENGINE_STAGES, Stage
 from trellis_runtime.delivery.choose import Delivery
 from trellis_runtime.delivery.fetch import fetch
-from trellis_runtime.delivery.storage import Store, VariantStore
+from trellis_runtime.delivery.storage import SETTLE_S, Store, VariantStore
 from trellis_runtime.errors import InvalidInput
+from trellis_runtime.logs import logger
 from trellis_runtime.settings import FetchLimits, ImageLimits
 from trellis_runtime.worker.export import Exported, Picture, draw_pictures, export
 from trellis_runtime.worker.finishes import Finished
@@ -74,7 +75,7 @@ Finish = Callable[[Answer], bytes]
 class Discardable(Protocol):
     """A place that can take back what was put there."""
 
-    def discard(self) -> None:
+    def discard(self, scope: JobScope) -> None:
         """Remove what was put."""
 
 
@@ -312,8 +313,7 @@ def _named_in(variant: str, file: FinishedFile) -> FinishedFile:
 
 def _require_room(request: GenerationRequest, delivery: Delivery) -> None:
     """Raise `AnswerTooLarge` where what is asked is known to be too large for the answer."""
-    if not may_compress(request.output):  # else its size is not known by what was asked
-        delivery.require_fits(request)
+    delivery.require_fits(request, may_compress=may_compress(request.output))
 
 
 def _stored(
@@ -380,8 +380,12 @@ def discard_on_error(stores: list[Discardable]) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        scope = JobScope("discard", Deadline.after(SETTLE_S))  # one for all: a stop waits for it
         for store in stores:
-            store.discard()
+            try:
+                store.discard(scope)
+            except Exception:  # noqa: BLE001 - the others are taken back, and the error is the job's
+                logger().exception("discard_crashed")
         raise
 
 

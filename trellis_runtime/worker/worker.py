@@ -29,6 +29,7 @@ from trellis_runtime.contract.reports import Disk, FreeVram, Health, HealthTimeo
 from trellis_runtime.contract.request import MAX_SEED, GenerationRequest, parse_request
 from trellis_runtime.contract.scope import Deadline, JobScope, Progress
 from trellis_runtime.delivery.choose import LOCAL_IDS, require_answer_fits
+from trellis_runtime.delivery.latents import FOLDER as LATENTS_FOLDER
 from trellis_runtime.delivery.latents import sweep_latents
 from trellis_runtime.delivery.s3 import require_bucket
 from trellis_runtime.delivery.storage import free_bytes, sweep_partial
@@ -83,7 +84,9 @@ class Worker:
         settings = settings or Settings.from_env()
         configure_logging(settings.logging.level, settings.logging.format)
         init = {"imports": process_age()}
-        swept = sweep_partial(settings.delivery.output_dir) + sweep_latents(settings.delivery)
+        output = settings.delivery.output_dir
+        swept = sweep_partial(output) + sweep_partial(output / LATENTS_FOLDER)
+        swept += sweep_latents(settings.delivery)
         reading = read_ahead(settings)
         DECODER.warm_up()
         engine = engine or build_engine(settings)

@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 
-_STORED = (".png", ".jpg")  # packed already
+_STORED = (".png", ".jpg", ".webp")  # packed already
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 
 

@@ -14,43 +14,27 @@ from typing import Any
 import numpy as np
 
 from trellis_runtime.assets.color import srgb_to_linear
+from trellis_runtime.assets.formats import pictures
 from trellis_runtime.assets.formats.archive import aligned_zip
-from trellis_runtime.assets.glb_writer import encode_image
 from trellis_runtime.contract.engine import Asset
 from trellis_runtime.contract.request import TextureFormat
 
 _LAYER = "model.usdc"
-_SUFFIX = {"png": "png", "jpeg": "jpg"}
 
 
 def encode_usdz(asset: Asset, texture_format: TextureFormat) -> bytes:
     """Return `asset` as USDZ; needs usd-core."""
-    pictures = _pictures(asset, texture_format)
+    made = pictures.base_color(asset, texture_format)
+    made |= pictures.metallic_roughness(asset) | pictures.normal(asset)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _LAYER  # the library writes binary layers to files alone
-        _write_layer(path, asset, pictures)
+        _write_layer(path, asset, made)
         layer = path.read_bytes()
-    textures = {f"textures/{name}": data for name, data in pictures.values()}
+    textures = {f"textures/{name}": data for name, data in made.values()}
     return aligned_zip({_LAYER: layer} | textures)
 
 
-def _pictures(asset: Asset, form: TextureFormat) -> dict[str, tuple[str, bytes]]:
-    """Return each texture's file name and bytes, by its part in the material."""
-    made = {}
-    if asset.base_color is not None:
-        base = asset.base_color if asset.alpha_mode != "OPAQUE" else asset.base_color[..., :3]
-        data, used = encode_image(base, form, is_data=False)
-        made["base_color"] = f"base_color.{_SUFFIX[used]}", data
-    if asset.metallic_roughness is not None:
-        data, _ = encode_image(asset.metallic_roughness, "png", is_data=True)
-        made["metallic_roughness"] = "metallic_roughness.png", data
-    if asset.normal_map is not None:
-        data, _ = encode_image(asset.normal_map, "png", is_data=True)
-        made["normal"] = "normal.png", data
-    return made
-
-
-def _write_layer(path: Path, asset: Asset, pictures: dict[str, tuple[str, bytes]]) -> None:
+def _write_layer(path: Path, asset: Asset, made: dict[str, pictures.Picture]) -> None:
     from pxr import Usd, UsdGeom, UsdShade
 
     stage = Usd.Stage.CreateNew(str(path))
@@ -60,7 +44,7 @@ def _write_layer(path: Path, asset: Asset, pictures: dict[str, tuple[str, bytes]
     stage.SetDefaultPrim(root.GetPrim())
     mesh = UsdGeom.Mesh.Define(stage, "/model/mesh")
     _set_mesh(mesh, asset)
-    material = _material(stage, asset, pictures)
+    material = _material(stage, asset, made)
     UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
     stage.GetRootLayer().Save()
 
@@ -93,7 +77,7 @@ def _set_mesh(mesh: Any, asset: Asset) -> None:
         shown.Set(Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(linear)))
 
 
-def _material(stage: Any, asset: Asset, pictures: dict[str, tuple[str, bytes]]) -> Any:
+def _material(stage: Any, asset: Asset, made: dict[str, pictures.Picture]) -> Any:
     from pxr import Sdf, UsdShade
 
     types = Sdf.ValueTypeNames
@@ -107,11 +91,11 @@ def _material(stage: Any, asset: Asset, pictures: dict[str, tuple[str, bytes]]) 
         reader = _primvar_reader(stage, "color", "UsdPrimvarReader_float3", "displayColor")
         out = reader.CreateOutput("result", types.Float3)
         surface.CreateInput("diffuseColor", types.Color3f).ConnectToSource(out)
-    if not pictures:
+    if not made:
         return material
     uv = _primvar_reader(stage, "uv", "UsdPrimvarReader_float2", "st")
     coordinates = uv.CreateOutput("result", types.Float2)
-    base = _texture(stage, "base_color", pictures, coordinates, "sRGB")
+    base = _texture(stage, "base_color", made, coordinates, "sRGB")
     color = base.CreateOutput("rgb", types.Float3)
     surface.CreateInput("diffuseColor", types.Color3f).ConnectToSource(color)
     if asset.alpha_mode != "OPAQUE":
@@ -119,15 +103,15 @@ def _material(stage: Any, asset: Asset, pictures: dict[str, tuple[str, bytes]]) 
         surface.CreateInput("opacity", types.Float).ConnectToSource(opacity)
         threshold = asset.alpha_cutoff if asset.alpha_mode == "MASK" else 0.0
         surface.CreateInput("opacityThreshold", types.Float).Set(threshold)
-    if "metallic_roughness" in pictures:
-        packed = _texture(stage, "metallic_roughness", pictures, coordinates, "raw")
+    if "metallic_roughness" in made:
+        packed = _texture(stage, "metallic_roughness", made, coordinates, "raw")
         channels = [("roughness", "g"), ("metallic", "b")]
         channels += [("occlusion", "r")] if asset.has_occlusion else []
         for name, channel in channels:
             output = packed.CreateOutput(channel, types.Float)
             surface.CreateInput(name, types.Float).ConnectToSource(output)
-    if "normal" in pictures:
-        _connect_normals(surface, _texture(stage, "normal", pictures, coordinates, "raw"))
+    if "normal" in made:
+        _connect_normals(surface, _texture(stage, "normal", made, coordinates, "raw"))
     return material
 
 
@@ -152,14 +136,14 @@ def _primvar_reader(stage: Any, name: str, kind: str, variable: str) -> Any:
 
 
 def _texture(
-    stage: Any, name: str, pictures: dict[str, tuple[str, bytes]], coordinates: Any, space: str
+    stage: Any, name: str, made: dict[str, pictures.Picture], coordinates: Any, space: str
 ) -> Any:
     from pxr import Sdf, UsdShade
 
     types = Sdf.ValueTypeNames
     texture = UsdShade.Shader.Define(stage, f"/model/material/{name}")
     texture.CreateIdAttr("UsdUVTexture")
-    texture.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"textures/{pictures[name][0]}"))
+    texture.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"textures/{made[name][0]}"))
     texture.CreateInput("sourceColorSpace", types.Token).Set(space)
     texture.CreateInput("wrapS", types.Token).Set("clamp")
     texture.CreateInput("wrapT", types.Token).Set("clamp")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 
-from trellis_runtime.assets.formats import obj, ply, print_files, usdz
+from trellis_runtime.assets import gltfpack
+from trellis_runtime.assets.formats import maps, obj, ply, print_files, usdz
 from trellis_runtime.contract.engine import Asset
-from trellis_runtime.contract.files import FileFormat
-from trellis_runtime.contract.request import TextureFormat
+from trellis_runtime.contract.files import COMPRESSION_PACKAGES, FileFormat
+from trellis_runtime.contract.request import Compression, TextureFormat
 from trellis_runtime.errors import FileRejected, InvalidInput
 
 _Writer = Callable[[Asset, TextureFormat], bytes]
@@ -19,6 +20,7 @@ _WRITERS: dict[FileFormat, _Writer] = {
     "ply": lambda asset, _: ply.encode_ply(asset),
     "stl": lambda asset, _: print_files.encode_stl(asset),
     "3mf": lambda asset, _: print_files.encode_3mf(asset),
+    "maps": maps.encode_maps_zip,
 }
 
 _LIBRARY_FAILURES = (ValueError, RuntimeError, OSError, ArithmeticError, LookupError)
@@ -49,3 +51,15 @@ def require_packages(packages: Iterable[tuple[str, str]], what: str, field: str)
                 "pip install 'trellis-runtime[formats]'",
                 field=field,
             )
+
+
+def require_compression(compression: Compression, field: str) -> None:
+    """Raise `InvalidInput` where this worker lacks what compresses a GLB's geometry so."""
+    what = f"compression {compression!r}"
+    require_packages(COMPRESSION_PACKAGES[compression], what, field)
+    if compression == "meshopt" and not gltfpack.WASM.is_file():
+        raise InvalidInput(
+            f"{what} needs gltfpack's file {gltfpack.WASM.name}, which this worker lacks: run "
+            "`make serve` once in its checkout, or use the image; 'draco' needs no such file",
+            field=field,
+        )

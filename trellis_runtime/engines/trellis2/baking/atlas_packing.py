@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet, extents, signed_areas
+from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.baking.packing_kernel import place
-from trellis_runtime.engines.trellis2.baking.uv_kernels import launch, mark_cells
+from trellis_runtime.engines.trellis2.baking.uv_kernels import mark_cells
 from trellis_runtime.engines.trellis2.device.baton import HostWork
 
 _FINEST = 1024  # cells a side; more only where there are too many charts

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import warp
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking import decimation_kernels as kernels
@@ -42,7 +41,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     vertex_blocks,
     without_unused,
 )
-from trellis_runtime.engines.trellis2.baking.nearest import launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
 
 _PASSES = 4  # how often a round asks the edges that are left
@@ -91,7 +90,6 @@ def decimate(
     number of faces after each round, sheets' as they will be. block: half-edges that are looked at
     at a time; it changes memory, and nothing of the result.
     """
-    warp.init()  # does its work once
     mesh = _Mesh.begin(vertices, faces, layer, block)
     rounds, share = 0, _SHARE
     while mesh.count > target:
@@ -131,8 +129,8 @@ class _Mesh:
         mesh = cls(vertices.float().clone().contiguous(), clean, quadrics, block)
         around = _Around.of(mesh.faces, len(mesh.vertices), block)
         rims = _rims(mesh.faces, len(mesh.vertices), block)
-        given = [*mesh._arrays(), *around.arrays(), _array(rims)]
-        launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, _array(quadrics)], quadrics)
+        given = [*mesh._arrays(), *around.arrays(), rims]
+        launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, quadrics])
         if layer is not None:
             of_layer = taken(layer, mesh.faces[:, 0], block)
             rim = int((rims.reshape(-1, 3) * of_layer[:, None]).sum())
@@ -170,9 +168,9 @@ class _Mesh:
         """Return edges (N,) int64 whose key is the least within two steps."""
         least = torch.full((len(self.vertices),), _NEVER, device=closed.device)
         ends = edges.arrays()
-        launch(kernels.least_key, len(edges), [*ends, _array(closed), _array(least)], closed)
+        launch(kernels.least_key, len(edges), [*ends, closed, least])
         nearby = least.clone()
-        launch(kernels.spread, len(edges), [*ends[:1], _array(least), _array(nearby)], closed)
+        launch(kernels.spread, len(edges), [*ends[:1], least, nearby])
         found = [edges.ends.new_empty(0, dtype=torch.int64)]
         for start in range(0, len(edges), self.block):
             keys = edges.keys[start : start + self.block]
@@ -185,10 +183,9 @@ class _Mesh:
     def _places(self, edges: _Edges, around: _Around, which: Tensor, closed: Tensor) -> Tensor:
         """Return where (N,) each of the edges may collapse to, from 1; 0 for one that may not."""
         fine = torch.zeros(len(which), dtype=torch.int32, device=which.device)
-        given = [*self._arrays(), _array(self.quadrics), *around.arrays(), edges.arrays()[0]]
-        given += [_array(edges.boundary_vertices), _array(edges.dearest)]
-        given += [self.sliver, _array(which)]
-        launch(kernels.check, len(which), [*given, _array(fine), _array(closed)], which)
+        given = [*self._arrays(), self.quadrics, *around.arrays(), edges.arrays()[0]]
+        given += [edges.boundary_vertices, edges.dearest, self.sliver, which]
+        launch(kernels.check, len(which), [*given, fine, closed])
         edges.keys[which[fine == 0]] = _NEVER  # not asked again in this round
         return fine.long()
 
@@ -205,12 +202,12 @@ class _Mesh:
         points = self.vertices.new_empty((len(which), 3))
         given = [
             self._arrays()[0],
-            _array(self.quadrics),
+            self.quadrics,
             edges.arrays()[0],
-            _array(which),
-            _array(places),
+            which,
+            places,
         ]
-        launch(kernels.merge, len(which), [*given, _array(points)], which)
+        launch(kernels.merge, len(which), [*given, points])
         kept, lost = edges.ends[which].long().unbind(1)
         self.vertices[kept] = points
         into = torch.arange(len(self.vertices), dtype=torch.int32, device=which.device)
@@ -236,7 +233,7 @@ class _Mesh:
             self.layer = self.layer[used]
 
     def _arrays(self) -> list[Any]:
-        return [_array(self.vertices), _array(self.faces)]
+        return [self.vertices, self.faces]
 
 
 @dataclass(slots=True)
@@ -270,8 +267,8 @@ class _Edges:
         rim = torch.zeros(len(mesh.vertices), dtype=torch.int32, device=ends.device)
         rim[ends[uses == 1].reshape(-1).long()] = 1
         costs = torch.empty(len(ends), device=ends.device)
-        given = [_array(mesh.vertices), _array(mesh.quadrics), _array(ends)]
-        launch(kernels.cost, len(ends), [*given, _array(costs)], ends)
+        given = [mesh.vertices, mesh.quadrics, ends]
+        launch(kernels.cost, len(ends), [*given, costs])
         return cls(ends, uses, _ordered(costs, mesh.block), rim, costs.new_full((1,), torch.inf))
 
     def bound(self, share: float) -> None:
@@ -285,7 +282,7 @@ class _Edges:
         self.dearest = (bound >> 32).int().view(torch.float32).reshape(1)
 
     def arrays(self) -> list[Any]:
-        return [_array(self.ends), _array(self.keys)]
+        return [self.ends, self.keys]
 
 
 def _ordered(costs: Tensor, block: int) -> Tensor:
@@ -317,7 +314,7 @@ class _Around:
         return cls(starts, torch.cat(corners))
 
     def arrays(self) -> list[Any]:
-        return [_array(self.starts), _array(self.corners)]
+        return [self.starts, self.corners]
 
 
 def _rims(faces: Tensor, count: int, block: int) -> Tensor:
@@ -325,9 +322,3 @@ def _rims(faces: Tensor, count: int, block: int) -> Tensor:
     rims = torch.zeros(3 * len(faces), dtype=torch.int32, device=faces.device)
     rims[boundary_and_nonmanifold_edges(faces, count, block)[0]] = 1
     return rims
-
-
-def _array(tensor: Tensor) -> Any:
-    """Return a tensor as Warp's array over the same memory; (N, 3) float32 as vectors."""
-    is_points = tensor.dtype == torch.float32 and tensor.dim() == 2
-    return warp.from_torch(tensor, dtype=warp.vec3 if is_points else None)

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import warp
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -32,7 +31,8 @@ from trellis_runtime.engines.trellis2.baking.detail_kernels import (
     surface_normals,
 )
 from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
-from trellis_runtime.engines.trellis2.baking.nearest import Surface, launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
+from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.raster import NONE, Raster
 from trellis_runtime.engines.trellis2.baking.texels import as_bytes
 
@@ -187,11 +187,9 @@ class _Band:
         """Return the share of the sky (rows, S, 1) that each texel sees, as its tile has it."""
         sky = torch.empty(len(self.texels), device=self.texels.device)
         if len(sky):
-            given = [warp.from_torch(t, dtype=warp.vec3) for t in (self.places, self.normals)]
             lift = _LIFT_VOXELS / self.full.resolution
-            rest = [warp.from_torch(self.texels), self.raster.size, lift, _FAR]
-            arguments = [self.full.opaque.bvh_id(), *given, *rest, warp.from_torch(sky)]
-            launch(open_sky, len(sky), arguments, sky)
+            given = [self.places, self.normals, self.texels, self.raster.size, lift, _FAR]
+            launch(open_sky, len(sky), [self.full.opaque.bvh_id(), *given, sky])
         near = (_REACH * self.raster.texel_size) ** 2
         return _tile_means(self.spread(sky[:, None]), self.spread(self._where()), near)
 
@@ -212,11 +210,9 @@ def _nearest_normals(
     """Return the nearest places (N, 3) of the decoded surface, and its normals there (N, 3)."""
     places, normals = torch.empty_like(points), torch.empty_like(points)
     if len(points):
-        faces, near = warp.from_torch(full.surface.faces), _NEAR_VOXELS / full.resolution
-        vectors = [warp.from_torch(t.contiguous(), dtype=warp.vec3) for t in (points, facing)]
-        outputs = [warp.from_torch(t, dtype=warp.vec3) for t in (places, normals)]
-        given = [full.surface.bvh_id(), faces, warp.from_torch(tensors), *vectors, near, _FAR]
-        launch(surface_normals, len(points), [*given, *outputs], points)
+        vectors, near = [points.contiguous(), facing.contiguous()], _NEAR_VOXELS / full.resolution
+        given = [full.surface.bvh_id(), full.surface.faces, tensors, *vectors, near, _FAR]
+        launch(surface_normals, len(points), [*given, places, normals])
     return places, normals
 
 

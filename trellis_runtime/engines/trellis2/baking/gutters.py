@@ -15,7 +15,7 @@ import torch
 import warp
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking.nearest import launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
 
 _NOBODY = -1
 _BLOCK = 1 << 22
@@ -73,15 +73,13 @@ def fill_gutters(texels: Tensor, covered: Tensor) -> Tensor:
 
 def _nearest(covered: Tensor) -> Tensor:
     """Return the index (H * W,) int32 of a covered texel near each texel."""
-    warp.init()  # does its work once
     height, width = covered.shape
     itself = torch.arange(height * width, dtype=torch.int32, device=covered.device)
     known = torch.where(covered.reshape(-1), itself, _NOBODY)
     found = itself
     step = 1 << (max(height, width) - 1).bit_length() - 1
     while step >= 1:
-        arguments = [warp.from_torch(known), height, width, step, warp.from_torch(found)]
-        launch(_flood, height * width, arguments, covered)
+        launch(_flood, height * width, [known, height, width, step, found])
         known, found = found, known
         step //= 2
     return known

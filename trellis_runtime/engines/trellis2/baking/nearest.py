@@ -14,6 +14,7 @@ from torch import Tensor, arange, empty, float32, int32, split, zeros
 from torch import bool as bool_
 from torch.cuda import current_stream, default_stream
 
+from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.device.vram import require_free
 
 warp.config.log_level = warp.LOG_WARNING  # it prints to stdout, where our log is
@@ -127,7 +128,7 @@ class Surface:
         """
         points = points.to(float32).contiguous()
         distances = empty(len(points), device=points.device)
-        self._launch(_distance, points, [warp.from_torch(distances)])
+        launch(_distance, len(points), [self._built().id, points, _FAR, distances])
         return (distances,)
 
     def nearest(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,8 +136,7 @@ class Surface:
         points = points.to(float32).contiguous()
         faces = empty(len(points), dtype=int32, device=points.device)
         weights = empty((len(points), 3), device=points.device)
-        outputs = [warp.from_torch(faces), warp.from_torch(weights, dtype=warp.vec3)]
-        self._launch(_closest_point, points, outputs)
+        launch(_closest_point, len(points), [self._built().id, points, _FAR, faces, weights])
         return faces, weights
 
     def project(self, points: Tensor, near: float, budget: int | None = None) -> Tensor:
@@ -215,30 +215,10 @@ class Surface:
             _stream_to_settle(faces.device),
         )
 
-    def _launch(self, kernel: Any, points: Tensor, outputs: list[Any]) -> None:
-        given = [self._built().id, warp.from_torch(points, dtype=warp.vec3), _FAR]
-        launch(kernel, len(points), [*given, *outputs], points)
-
 
 def _projected(mesh: warp.Mesh, points: Tensor, near: float, far: float) -> tuple[Tensor, Tensor]:
     """Return the nearest points (N, 3), and (N,) bool: for which there is none within `far`."""
     projected = empty((len(points), 3), device=points.device)
     missed = empty(len(points), dtype=int32, device=points.device)
-    given = [mesh.id, warp.from_torch(points, dtype=warp.vec3), near, far]
-    outputs = [warp.from_torch(projected, dtype=warp.vec3), warp.from_torch(missed)]
-    launch(_project, len(points), [*given, *outputs], points)
+    launch(_project, len(points), [mesh.id, points, near, far, projected, missed])
     return projected, missed > 0
-
-
-def launch(kernel: Any, threads: int, arguments: list[Any], on: Tensor) -> None:
-    """Run a Warp kernel on the device of the tensor `on`, in torch's order.
-
-    The caller has called `warp.init`, without which no array can be handed over.
-    """
-    if threads == 0:
-        return
-    # On a CPU there is nothing to order.
-    stream = warp.stream_from_torch(on.device) if on.is_cuda else None
-    with warp.ScopedStream(stream):
-        device = warp.device_from_torch(on.device)
-        warp.launch(kernel, dim=threads, inputs=arguments, device=device)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet, extents
-from trellis_runtime.engines.trellis2.baking.uv_kernels import count_texels, launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
+from trellis_runtime.engines.trellis2.baking.uv_kernels import count_texels
 
 _LARGEST_GRID = 2**28  # counters: what is larger is drawn more coarsely
 

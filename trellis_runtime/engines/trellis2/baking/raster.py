@@ -26,10 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import warp
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking.nearest import launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.baking.raster_kernels import (
     HALF,
     NONE,
@@ -131,16 +130,16 @@ class Raster:
         points = torch.empty((len(texels), 3), device=texels.device)
         shift = [round(part * UNIT) for part in offset]
         inputs = [
-            warp.from_torch(self.corners),
-            warp.from_torch(self.vertices, dtype=warp.vec3),
-            warp.from_torch(self.faces),
-            warp.from_torch(texels),
-            warp.from_torch(owners),
+            self.corners,
+            self.vertices,
+            self.faces,
+            texels,
+            owners,
             self.size,
             *shift,
             _STRAY * self.texel_size,
         ]
-        launch(place, len(texels), [*inputs, warp.from_torch(points, dtype=warp.vec3)], points)
+        launch(place, len(texels), [*inputs, points])
         return points
 
     def owners_at(self, offset: tuple[float, float], first: int, last: int) -> Tensor:
@@ -163,7 +162,6 @@ def rasterize(
     bands of rows that touched texels are sought in take at most `budget` bytes; what stays is 4
     bytes a texel and 72 a face.
     """
-    warp.init()  # does its work once
     faces = faces.int().contiguous()
     # Which way a face turns is looked up in UV; `faces` are turned with it, for weights to fit.
     corners, faces, twice = _corners(uvs, faces, size)
@@ -221,9 +219,8 @@ def _run(
     ends = number.cumsum(0)
     threads = int(ends[-1]) if len(ends) else 0
     first_rows = first.int().contiguous()
-    inputs = [warp.from_torch(t) for t in (corners, ends, first_rows)]
-    given = [warp.from_torch(output.reshape(-1)) for output in outputs]
-    launch(kernel, threads, [*inputs, size, rows[0], *given], corners)
+    given = [output.reshape(-1) for output in outputs]
+    launch(kernel, threads, [corners, ends, first_rows, size, rows[0], *given])
 
 
 def _touch_band(

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet
-from trellis_runtime.engines.trellis2.baking.uv_kernels import gather_corners, laplacian, launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
+from trellis_runtime.engines.trellis2.baking.uv_kernels import gather_corners, laplacian
 
 _ROUNDS = 5
 _STEPS = 24  # of conjugate gradients in each round

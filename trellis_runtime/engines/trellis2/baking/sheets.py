@@ -131,10 +131,10 @@ def both_sides(points: Tensor, faces: Tensor, far: float, block: int = BLOCK) ->
     """
     faces = clean_faces(faces, len(points), block)
     links = link_sides(points, faces, block)
-    inner = links.order != links.following
-    rim = links.order[~inner].long()
+    inner = links.ways != links.following
+    rim = links.ways[~inner].long() // 2
     links = replace(
-        links, order=links.order[inner], following=links.following[inner], plain=links.plain[inner]
+        links, ways=links.ways[inner], following=links.following[inner], plain=links.plain[inner]
     )
     kept = torch.ones(2 * len(faces), dtype=torch.bool, device=faces.device)
     made = assembled(_with_strips(copied(points, links, kept), rim, block), block)

@@ -31,42 +31,42 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
 class Links:
     """What is linked around edges: 3 F links, as many as there are half-edges.
 
-    faces (F, 3) int32. order, following (3 F,) int32: a half-edge and the next one around its
-    edge, of which a side each is linked. plain (3 F,) bool: whether just two faces share the edge.
-    block: how many links are looked at at a time.
+    faces (F, 3) int32. ways, following (3 F,) int32: a half-edge h and the next one around its
+    edge, of which a side each is linked. Each is 2 h, or 2 h + 1 where it runs towards the edge's
+    lower vertex: links are read many times, and faces are not asked again. plain (3 F,) bool:
+    whether just two faces share the edge. block: how many links are looked at at a time.
     """
 
     faces: Tensor
-    order: Tensor
+    ways: Tensor
     following: Tensor
     plain: Tensor
     block: int
 
     def parts(self) -> Iterator[slice]:
         """Yield all links, some at a time."""
-        for start in range(0, len(self.order), self.block):
+        for start in range(0, len(self.ways), self.block):
             yield slice(start, start + self.block)
 
     def sides(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the sides (N,) int64 and (N,) that are linked."""
-        one, other = self.order[part].long(), self.following[part].long()
+        """Return the sides (N,) int32 and (N,) that are linked."""
+        one, other = self.ways[part], self.following[part]
         # Looked along the edge from its lower end, a face that runs with it shows its front to
         # the faces at greater angles, one that runs against it its back.
-        return 2 * (one // 3) + self._ahead(one), 2 * (other // 3) + 1 - self._ahead(other)
+        return 2 * (one // 6) + (one & 1), 2 * (other // 6) + 1 - (other & 1)
 
     def corners(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Return which corners (N, 2) int64 of their faces the sides of `sides` have at the edge's
+        """Return which corners (N, 2) int32 of their faces the sides of `sides` have at the edge's
         lower, and which at its higher vertex.
         """
-        ways = torch.stack([self.order[part], self.following[part]], 1).long()
-        near, far = ways % 3, (ways % 3 + 1) % 3
-        down = self._ahead(ways) == 1
+        near = self.edges(part)
+        far = (near + 1) % 3
+        down = (torch.stack([self.ways[part], self.following[part]], 1) & 1) == 1
         return torch.where(down, far, near), torch.where(down, near, far)
 
-    def _ahead(self, ways: Tensor) -> Tensor:
-        """Return 1 where a half-edge runs towards the edge's lower vertex, 0 elsewhere."""
-        face, k = ways // 3, ways % 3
-        return (self.faces[face, k] >= self.faces[face, (k + 1) % 3]).long()
+    def edges(self, part: slice) -> Tensor:
+        """Return which edge (N, 2) int32 of their faces the sides of `sides` are linked at."""
+        return (torch.stack([self.ways[part], self.following[part]], 1) // 2) % 3
 
 
 def clean_faces(faces: Tensor, count: int, block: int = BLOCK) -> Tensor:
@@ -93,20 +93,20 @@ def are_clean(faces: Tensor, count: int, block: int = BLOCK) -> Tensor:
 def link_sides(vertices: Tensor, faces: Tensor, block: int = BLOCK) -> Links:
     """Return the links between the sides of clean faces (F, 3)."""
     faces = faces.int()
-    order = torch.empty(3 * len(faces), dtype=torch.int32, device=faces.device)
-    following, plain, done = torch.empty_like(order), torch.empty_like(order, dtype=torch.bool), 0
+    ways = torch.empty(3 * len(faces), dtype=torch.int32, device=faces.device)
+    following, plain, done = torch.empty_like(ways), torch.empty_like(ways, dtype=torch.bool), 0
     for some, keys in sorted_edges(faces, len(vertices), block):
         part = slice(done, done + len(some))
-        order[part], following[part], plain[part] = _around_edges(vertices, faces, some, keys)
+        ways[part], following[part], plain[part] = _around_edges(vertices, faces, some, keys)
         done += len(some)
-    return Links(faces, order, following, plain, block)
+    return Links(faces, ways, following, plain, block)
 
 
 def _around_edges(
     vertices: Tensor, faces: Tensor, order: Tensor, keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return half-edges (N,), edge by edge and by angle, the next one of each, and which are on
-    edges of two faces, bool. order, keys: as `sorted_edges` gives them.
+    """Return half-edges (N,), edge by edge and by angle, the next one of each, both as `Links` has
+    them, and which are on edges of two faces, bool. order, keys: as `sorted_edges` gives them.
     """
     _, edge, uses = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
     crowded = (uses > 2)[edge].nonzero()[:, 0]
@@ -118,7 +118,9 @@ def _around_edges(
     last = uses.cumsum(0) - 1
     following = torch.arange(1, len(order) + 1, device=order.device)
     following[last] = last - uses + 1
-    return order, order[following], (uses == 2)[edge]
+    face, k = order // 3, order % 3
+    ways = 2 * order + (faces[face, k] >= faces[face, (k + 1) % 3])
+    return ways, ways[following], (uses == 2)[edge]
 
 
 def _angles(vertices: Tensor, faces: Tensor, which: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ def joined_half_edges(links: Links, kept: Tensor, place: Tensor) -> Tensor:
         sides = torch.stack(links.sides(part), 1)
         inner = kept[sides].all(1)
         sides = sides[inner]
-        along = torch.stack([links.order[part], links.following[part]], 1)[inner] % 3
+        along = links.edges(part)[inner]
         # Turned over, corners 0, 1, 2 become 0, 2, 1: the edge from k is then half-edge 2 - k.
         found.append(place[sides] * 3 + torch.where(sides % 2 == 0, along, 2 - along))
     return torch.cat(found)

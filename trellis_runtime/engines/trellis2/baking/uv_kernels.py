@@ -9,22 +9,9 @@ Long because Warp wants each argument of each kernel named with its type.
 
 # No `from __future__ import annotations` here: Warp reads the kernels' annotations as types.
 
-from typing import Any
-
 import warp
-from torch import Tensor
 
 warp.config.log_level = warp.LOG_WARNING  # it prints to stdout, where our log is
-
-
-def launch(kernel: Any, count: int, arguments: list[Any]) -> None:
-    """Run a Warp kernel over `count` items on its tensors' device, in torch's order there."""
-    warp.init()  # does its work once
-    device = next(x.device for x in arguments if isinstance(x, Tensor))
-    inputs = [warp.from_torch(x.contiguous()) if isinstance(x, Tensor) else x for x in arguments]
-    stream = warp.stream_from_torch(device) if device.type == "cuda" else None
-    with warp.ScopedStream(stream):
-        warp.launch(kernel, dim=count, inputs=inputs, device=warp.device_from_torch(device))
 
 
 @warp.kernel(enable_backward=False)

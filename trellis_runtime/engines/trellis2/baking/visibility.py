@@ -30,7 +30,8 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     numbered,
     taken,
 )
-from trellis_runtime.engines.trellis2.baking.nearest import Surface, launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
+from trellis_runtime.engines.trellis2.baking.nearest import Surface
 from trellis_runtime.engines.trellis2.baking.sides import Links, side_components
 
 _RAYS = 32  # from each sampled side
@@ -170,10 +171,9 @@ class _View:
         normal = torch.where((sides % 2 == 1)[:, None], -normal, normal).contiguous()
         origins = ((a + b + c) / 3 + normal * (_LIFT * self.voxel)).contiguous()
         directions = _directions(normal)
-        given = [warp.from_torch(t, dtype=warp.vec3) for t in (origins, normal, directions)]
-        wide = [_RAYS, _WIDE * self.voxel, warp.from_torch(free)]
+        given = [origins, normal, directions, _RAYS, _WIDE * self.voxel, free]
         for tree in among.trees(self.block * _TREE_BYTES):
-            launch(_escaping, len(free), [tree.id, *given, *wide], free)
+            launch(_escaping, len(free), [tree.id, *given])
         return free.reshape(-1, _RAYS)
 
 

@@ -14,7 +14,7 @@ import torch
 import warp
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking.nearest import launch
+from trellis_runtime.engines.trellis2.baking.launch import launch
 
 _BRICK = 4
 _SEARCH = 4  # cells that an empty place is searched around before all voxels are asked
@@ -174,9 +174,7 @@ class VoxelGrid:
         points = points.float().contiguous()
         out = points.new_zeros((len(points), self._values.shape[1]))
         lost = torch.zeros(len(points), dtype=torch.int32, device=points.device)
-        arrays = (warp.from_torch(points, dtype=warp.vec3), warp.from_torch(self._values))
-        outputs = (warp.from_torch(out), warp.from_torch(lost))
-        launch(_sample, len(points), [self._bricks(), *arrays, *outputs], points)
+        launch(_sample, len(points), [self._bricks(), points, self._values, out, lost])
         missing = lost.nonzero()[:, 0]
         if len(missing):
             out[missing] = self._nearest(points[missing])

@@ -4,7 +4,7 @@ import { $, h, show, toast } from "./dom.js";
 import { Film } from "./film.js";
 import { Inputs } from "./inputs.js";
 import { Settings } from "./settings.js";
-import { showDone, showFailed } from "./result.js";
+import { modelsOf, showDone, showFailed, showSeeds } from "./result.js";
 import { seconds, STEPS, stepOf } from "./words.js";
 import * as variants from "./variants.js";
 import * as viewer from "./viewer.js";
@@ -56,6 +56,8 @@ function stage(job) {
 
 function times(job) {
   const parts = [];
+  const [, number, models] = / (\d+)\/(\d+)$/.exec(job.stage) || [];
+  if (number) parts.push(`model ${number} of ${models}`);
   if (job.queue_place) parts.push(`${job.queue_place} ${job.queue_place === 1 ? "job" : "jobs"} before it`);
   if (job.elapsed_seconds !== null) parts.push(`${seconds(job.elapsed_seconds)} so far`);
   if (job.expected) parts.push(`about ${seconds(job.expected.seconds)} in all`);
@@ -77,8 +79,8 @@ async function display(job) {
   if (job.state === "done") {
     hasModel = true;
     stage(job);
-    await viewer.open(job, filesByName(job));
-    await showDone(job);
+    const models = modelsOf(job);
+    await showModel(models.find((model) => !model.answer.error), models);
   } else {
     stage(job);
     viewer.closeOverlays();
@@ -87,6 +89,13 @@ async function display(job) {
     if (job.state === "cancelled") toast("The job was cancelled.");
   }
   buttons();
+}
+
+async function showModel(model, models) {
+  shown = model;
+  showSeeds(models, model, (other) => showModel(other, models).catch((err) => say(err.message)));
+  await viewer.open(model, filesByName(model));
+  await showDone(model);
 }
 
 async function follow(id) {
@@ -134,11 +143,12 @@ function openAddress() {
 }
 
 // --- asking ------------------------------------------------------------------------------------
+const jobsOf = (endpoint) => (endpoint ? `/jobs?endpoint=${encodeURIComponent(endpoint)}` : "/jobs");
+
 async function submit(fields, seed) {
   const asked = settings.request();
   const content = { ...asked, ...fields, ...(seed === null ? {} : { seed }) };
-  const endpoint = $("endpoint").value.trim();
-  return post(endpoint ? `/jobs?endpoint=${encodeURIComponent(endpoint)}` : "/jobs", content);
+  return post(jobsOf($("endpoint").value.trim()), content);
 }
 
 function seeds() {
@@ -192,8 +202,12 @@ async function pictureOf(job) {
   return inputs.take(await (await api(job.input)).blob(), job.request.background === "keep");
 }
 
-// The same picture, settings and seed once more, in place of what is chosen.
+// The same picture, settings and seed once more, in place of what is chosen; or the same latents.
 async function again(job) {
+  if (job.request.finish_of) {
+    await open((await post(jobsOf(job.endpoint), job.request)).id);
+    return;
+  }
   inputs.clear();
   const item = await pictureOf(job);
   await make([item], () => [job.answer.seed]);

@@ -1,13 +1,33 @@
 // What became of a job: banner, files, numbers, the same job by program; or what went wrong.
 import { address, signedIn } from "./api.js";
 import { $, h, show, toast } from "./dom.js";
-import { bytes, count, fault, FILES, plain, REMEDIES, seconds } from "./words.js";
+import { bytes, count, fault, FILES, fileTitle, plain, REMEDIES, seconds } from "./words.js";
+
+// A finished job as it is shown of each of its models: itself, or each variant in its place.
+export function modelsOf(job) {
+  if (job.state !== "done" || !job.answer.variants) return [job];
+  return job.answer.variants.map((variant) => ({ ...job, variant: variant.name, answer: { ...job.answer, ...variant },
+    files: filesOf(job.files || [], `${variant.name}-`) }));
+}
+
+// Those of one variant, by the names that they would have alone; the answer is of all.
+const filesOf = (files, prefix) => files.filter((file) => file.name.startsWith(prefix) || file.name === "answer.json")
+  .map((file) => ({ ...file, name: file.name.replace(prefix, "") }));
+
+// A button for each variant; `pick` shows one. What failed is told in its place.
+export function showSeeds(models, shown, pick) {
+  show($("seeds"), Boolean(shown.variant));
+  $("seeds").replaceChildren(...models.filter((model) => model.variant).map((model) => (model.answer.error
+    ? h("p", { class: "note" }, `Seed ${model.answer.seed} could not be made: ${model.answer.error.text}`)
+    : h("button", { type: "button", "aria-pressed": String(model.variant === shown.variant), onclick: () => pick(model) }, `Seed ${model.answer.seed}`))));
+}
 
 export function banner(answer) {
   const files = answer.files || [];
   const warnings = (answer.warnings || []).map((warning) => warning.text)
-    .concat(files.flatMap((file) => (file.warnings || []).map((warning) => `${FILES[file.file_name] || file.file_name}: ${warning.text}`)))
-    .concat(files.filter((file) => file.error).map((file) => `${FILES[file.file_name] || file.file_name} could not be made`));
+    .concat(files.flatMap((file) => (file.warnings || []).map((warning) => `${titleOf(file)}: ${warning.text}`)))
+    .concat(files.filter((file) => file.error).map((file) => `${titleOf(file)} could not be made`))
+    .concat((answer.variants || []).filter((variant) => variant.error).map((variant) => `seed ${variant.seed} could not be made`));
   const given = answer.degradation;
   if (given.level === 0) {
     return warnings.length ? ["amber", `Look at it before you use it: ${warnings.join("; ")}.`] : ["green", "You got what you asked for."];
@@ -33,13 +53,18 @@ function numbers(answer) {
   };
 }
 
+// Of a variant the file is called as if it were alone: it is shown so.
+const titleOf = (file) => fileTitle(file.file_name.replace(/^v[0-7]-/, ""));
+
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 export function codes(job) {
   const origin = location.origin;
-  const settings = { ...job.request, seed: job.answer.seed };
+  const { seeds: _seeds, variants: _variants, ...asked } = job.request;  // one model is shown
+  const settings = asked.finish_of ? asked : { ...asked, seed: job.answer.seed };
   const target = job.endpoint ? `https://api.runpod.ai/v2/${job.endpoint}/runsync` : `${origin}/generate`;
   const key = job.endpoint ? "RUNPOD_API_KEY" : signedIn() ? "TOKEN" : null;
+  if (asked.finish_of) return codesWithoutPicture(settings, target, key);
   const rest = JSON.stringify({ input: settings }).slice('{"input":{'.length);
   const picture = job.input ? `${origin}${job.input}` : "picture.png";
   const read = job.input ? `curl -s ${key && !job.endpoint ? `-H "Authorization: Bearer $${key}" ` : ""}${quoted(picture)}` : "cat picture.png";
@@ -59,18 +84,31 @@ export function codes(job) {
   };
 }
 
+// A job that finishes kept latents has no picture to send.
+function codesWithoutPicture(settings, target, key) {
+  const body = JSON.stringify({ input: settings });
+  return {
+    curl: `curl -s ${quoted(target)} -H 'Content-Type: application/json'${key ? ` -H "Authorization: Bearer $${key}"` : ""} -d ${quoted(body)}\n`,
+    python: `import json, os, urllib.request\n\nheaders = {"Content-Type": "application/json"${key ? `, "Authorization": "Bearer " + os.environ["${key}"]` : ""}}\n`
+      + `request = urllib.request.Request("${target}", ${JSON.stringify(body)}.encode(), headers)\n`
+      + "answer = json.load(urllib.request.urlopen(request))\nprint(answer)\n",
+    javascript: `const headers = { "Content-Type": "application/json"${key ? `, Authorization: \`Bearer \${process.env.${key}}\`` : ""} };\n`
+      + `const response = await fetch("${target}", { method: "POST", headers, body: JSON.stringify(${body}) });\nconsole.log(await response.json());\n`,
+  };
+}
+
 // The model first, its numbers last, what a caller asked for besides in between.
 const ORDER = Object.keys(FILES);
 const rank = (file) => (ORDER.includes(file.name) ? ORDER.indexOf(file.name) : ORDER.indexOf("preview.png") - 0.5);
 
 // A file that could not be made takes nothing else with it; it is told where it would have been.
 const notMade = (job) => (job.answer.files || []).filter((file) => file.error)
-  .map((file) => h("li", { class: "bad" }, FILES[file.file_name] || file.file_name, " ", h("small", {}, file.error.text)));
+  .map((file) => h("li", { class: "bad" }, titleOf(file), " ", h("small", {}, file.error.text)));
 
-async function filesOf(job) {
+async function links(job) {
   const files = [...(job.files || [])].sort((a, b) => rank(a) - rank(b));
   return Promise.all(files.map(async (file) => {
-    const link = h("a", { href: await address(file.url), download: `${job.id}-${file.name}` }, FILES[file.name] || file.name);
+    const link = h("a", { href: await address(file.url), download: `${job.id}-${job.variant ? `${job.variant}-` : ""}${file.name}` }, fileTitle(file.name));
     return h("li", {}, link, " ", h("small", {}, bytes(file.bytes)));
   }).concat(notMade(job)));
 }
@@ -81,7 +119,7 @@ export async function showDone(job) {
   $("words").className = `banner ${colour}`;
   $("words").textContent = words;
   $("numbers").tBodies[0].replaceChildren(...Object.entries(numbers(job.answer)).map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, String(value)))));
-  $("files").replaceChildren(...await filesOf(job));
+  $("files").replaceChildren(...await links(job));
   const programs = codes(job);
   const tabs = [...document.querySelectorAll("[data-code]")];
   const open = (tab) => {

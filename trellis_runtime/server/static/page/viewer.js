@@ -11,6 +11,10 @@ const scene = () => {
   return key ? viewer()[key] : null;
 };
 
+// Draco's decoder would come from elsewhere, which the page refuses.
+const element = customElements.get("model-viewer");
+if (element) element.meshoptDecoderLocation = "/static/page/meshopt.js";
+
 let job = null;
 let meshes = [];
 
@@ -145,7 +149,7 @@ export function closeOverlays() {
 
 async function showMap(name) {
   try {
-    $("map").src = await address(`/jobs/${job.id}/maps/${name}`);
+    $("map").src = await address(`/jobs/${job.id}/maps/${name}${job.variant ? `?variant=${job.variant}` : ""}`);
     $("map").alt = `${plain(name)} map`;
     only($("overlay"));
   } catch (err) { toast(err.message); }

@@ -45,6 +45,12 @@ export const FILES = {
   "thumbnail.webp": "Small picture", "turntable.webp": "Turntable", "cutout.png": "Cut-out", "answer.json": "All numbers (JSON)",
 };
 
+// Of a file that a caller asked for besides: what the request itself names, else its own name.
+export function fileTitle(name) {
+  if (/^lod\d\.glb$/.test(name)) return `Level of detail ${name[3]} (GLB)`;
+  return FILES[name] || name.replace(/^hulls\.glb$/, "Convex hulls (GLB)");
+}
+
 const KINDS = {
   image_rejected: "This picture could not be used.",
   invalid_input: "One of the settings is not possible.",
@@ -64,6 +70,10 @@ const KINDS = {
   stage_failed: "This picture led to something that could not be finished.",
   not_finite: "The model's numbers ran away on this one.",
   file_rejected: "A file of that format could not be written.",
+  latents_gone: "What was kept of that job is not here.",
+  latents_expired: "What was kept of that job is over its time.",
+  latents_foreign: "What was kept of that job is of another version.",
+  latents_damaged: "What was kept of that job cannot be used.",
 };
 
 // A sentence for people, the server's own words without their code, and the one thing to try.
