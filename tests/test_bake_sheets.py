@@ -195,12 +195,23 @@ def test_where_one_side_goes_over_into_two_nothing_is_cut() -> None:
 
 
 def test_a_moebius_band_is_decimated_as_one_layer() -> None:
-    band = moebius(120)
-    made = baked(band, 200)
+    points, faces = moebius(120)
+    fine = trimesh.Trimesh(points.numpy(), faces.numpy(), process=False)
+    for _ in range(3):
+        fine = fine.subdivide()
+    band = soup(fine.vertices, fine.faces)
+    made = baked(band, 8000)
     mesh = closed(made)
-    assert 197 <= len(made.faces) <= 200
+    assert 7997 <= len(made.faces) <= 8000
     assert (mesh.body_count, mesh.euler_number) == (1, 0)
     assert mesh.area == pytest.approx(2 * area(*band), rel=0.02)
+
+
+def test_a_small_leaf_with_a_long_rim_keeps_its_faces_for_itself() -> None:
+    """Of 50 faces a strip along 30 edges would take more than half."""
+    leaf = wavy(0.2, 5)
+    assert close_solids(*leaf, VOXEL, target=40).layer is None
+    assert close_solids(*wavy(0.2, 40), VOXEL, target=1600).layer is not None
 
 
 def test_a_layer_is_a_vertex_for_each_fan() -> None:

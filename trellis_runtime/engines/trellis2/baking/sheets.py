@@ -46,10 +46,10 @@ def sheet_faces(links: Links, kept: Tensor, count: int, left: float) -> Tensor:
     """Return which faces (F,) bool are of sheets that can be cut off.
 
     kept (2 F,) bool: sides; `count` vertices; left: the share of faces that decimation will leave.
-    A patch whose rim is long for its few faces stays: the strip along it would take them. Patches of faces of which both sides are kept hang
-    together over edges of two such. One is cut off where all that its sides are linked with is
-    kept: what it was joined to then closes behind it. Where a surface with one side goes over into
-    it, as at the mouth of a leak, both stay together.
+    Patches of faces of which both sides are kept hang together over edges of two such. One is cut
+    off where all that its sides are linked with is kept: what it was joined to then closes behind
+    it. Where a surface with one side goes over into it, as at the mouth of a leak, both stay
+    together. So does a patch whose rim is long for its few faces: a strip along it would take them.
     """
     both = kept[0::2] & kept[1::2]
     chosen = both.nonzero()[:, 0]
