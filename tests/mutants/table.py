@@ -1132,9 +1132,18 @@ _BAKE: tuple[Mutant, ...] = (
     Mutant(
         "a sheet is cut off only where what it was joined to closes behind it",
         f"{_BAKING}/sheets.py",
-        "taken(~held & large, patch",
+        "taken(~held & worth, patch",
         "taken(large, patch",
         ("tests/test_bake_sheets.py::test_where_one_side_goes_over_into_two_nothing_is_cut",),
+    ),
+    Mutant(
+        "a sheet whose rim is long for its few faces is not cut off",
+        f"{_BAKING}/sheets.py",
+        "worth = 3 * faces - 2 * inner <= _MOST_STRIPS * left**0.5 * faces",
+        "worth = faces > 0",
+        (
+            "tests/test_bake_sheets.py::test_a_small_leaf_with_a_long_rim_keeps_its_faces_for_itself",
+        ),
     ),
     Mutant(
         "the strips along a sheet's rim are in its budget",
