@@ -1133,7 +1133,7 @@ _BAKE: tuple[Mutant, ...] = (
         "a sheet is cut off only where what it was joined to closes behind it",
         f"{_BAKING}/sheets.py",
         "taken(~held & worth, patch",
-        "taken(large, patch",
+        "taken(worth, patch",
         ("tests/test_bake_sheets.py::test_where_one_side_goes_over_into_two_nothing_is_cut",),
     ),
     Mutant(
