@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import AMPLE, encoded, environment, picture, pixels
+from tests.conftest import encoded, environment, picture, pixels
 from tests.test_joints_engine import plan_for
 from tests.upstream_record import CALLS, calls
 from trellis_runtime.contract.scope import JobScope
@@ -33,7 +33,7 @@ CARDS = {"16 GB": 15.5, "L4": 22.0, "24 GB": 23.5, "48 GB": 47.0}
 
 @pytest.fixture(scope="module")
 def engine(small_checkpoint: Path, stand_in: None) -> Trellis2Engine:
-    made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
+    made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu")
     made.load(lambda *_: None)
     return made
 
@@ -44,7 +44,7 @@ def without(
 ) -> Trellis2Engine:
     folder = tmp_path_factory.mktemp("models") / "m"
     shutil.copytree(small_checkpoint, folder, ignore=shutil.ignore_patterns("rembg"))
-    made = Trellis2Engine(Trellis2(model_dir=folder), device="cpu", room=AMPLE)
+    made = Trellis2Engine(Trellis2(model_dir=folder), device="cpu")
     made.load(lambda *_: None)
     return made
 
@@ -123,7 +123,7 @@ def test_the_warm_up_of_a_card_without_room_for_all_is_offloaded(
 ) -> None:
     """Else it would put every model on a card that the sums say is too small, and end the start."""
     settings = Trellis2(model_dir=small_checkpoint, placement="offload")
-    small = Trellis2Engine(settings, device="cpu", room=AMPLE)
+    small = Trellis2Engine(settings, device="cpu")
     small.load(lambda *_: None)
     CALLS.clear()
     with until_the_structure_is_sampled(small):
@@ -169,7 +169,7 @@ def test_the_remover_runs_in_float32_whatever_its_file_has(
 
     BiRefNet.__init__ = half
     try:
-        made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu", room=AMPLE)
+        made = Trellis2Engine(Trellis2(model_dir=small_checkpoint), device="cpu")
         made.load(lambda *_: None)
     finally:
         BiRefNet.__init__ = own
