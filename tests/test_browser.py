@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def test_a_photograph_becomes_a_model_that_can_be_seen_and_downloaded(
     assert not element(browser, "running").is_displayed()
     assert "embedded" in element(browser, "numbers").text
     time.sleep(1.5)  # model-viewer fades its poster out
-    seen = seen_model(browser)
+    seen = settled(browser)
     assert seen.std() > 5, "the model's canvas is blank"
     red = (seen[..., 0] > seen[..., 2] + 40).mean()
     assert red > 0.1, "the model does not have the photograph's colour"
@@ -148,21 +148,39 @@ def seen_model(browser: Any) -> Any:
     return seen[height // 4 : -height // 4, width // 3 : -width // 3]
 
 
+def settled(browser: Any, unlike: Iterable[Any] = (), like: Any = None) -> Any:
+    """What is seen once it stands still: unlike all of `unlike`, and like `like` where given.
+
+    How long a frame takes is the machine's: a picture that never comes fails by `until`'s time.
+    """
+    before = None
+
+    def apart(one: Any, other: Any) -> float:
+        return float(np.abs(one - other).mean())
+
+    def fits(browser: Any) -> Any:
+        nonlocal before
+        last, before = before, seen_model(browser)
+        still = last is not None and apart(last, before) < 0.5
+        other = all(apart(before, one) > 3 for one in unlike)
+        return (before,) if still and other and (like is None or apart(before, like) < 2) else None
+
+    return until(browser, fits)[0]
+
+
 def test_each_shading_looks_different(browser: Any, url: str, tmp_path: Path) -> None:
     chosen(browser, url, tmp_path, picture(300))
     time.sleep(1.5)  # model-viewer fades its poster out
-    seen = {}
+    seen: dict[str, Any] = {}
     for name in ("textured", "clay", "normals", "wireframe"):
         click(browser, f"[data-view={name}]")
-        time.sleep(0.6)
-        seen[name] = seen_model(browser)
+        seen[name] = settled(browser, unlike=seen.values())
     for name, other in itertools.combinations(seen, 2):
         assert np.abs(seen[name] - seen[other]).mean() > 3, (name, other)
     grey = seen["clay"].max(-1) - seen["clay"].min(-1)
     assert np.percentile(grey, 95) < 40, "clay has colours"
     click(browser, "[data-view=textured]")
-    time.sleep(0.6)
-    assert np.abs(seen_model(browser) - seen["textured"]).mean() < 2, "textures did not come back"
+    settled(browser, like=seen["textured"])
 
 
 def test_maps_and_reload(browser: Any, url: str, tmp_path: Path) -> None:
@@ -195,6 +213,7 @@ def test_photograph_and_model_lie_over_each_other(browser: Any, url: str, tmp_pa
     data = io.BytesIO()
     photograph.save(data, "PNG")
     chosen(browser, url, tmp_path, data.getvalue())
+    settled(browser)
     before = browser.execute_script("return viewer.getCameraOrbit().toString()")
     click(browser, "#compare-open")
     until(
@@ -227,7 +246,7 @@ def test_the_lights_side_is_seen(browser: Any, url: str, tmp_path: Path) -> None
     for side in ("-90", "90"):
         Select(element(browser, "light")).select_by_value(side)
         time.sleep(1.5)  # model-viewer makes its surroundings' light anew
-        seen[side] = seen_model(browser).astype(float).mean(-1)
+        seen[side] = settled(browser).astype(float).mean(-1)
     width = seen["90"].shape[1] // 2
     leaning = {
         side: image[:, :width].mean() - image[:, width:].mean() for side, image in seen.items()
@@ -382,7 +401,7 @@ def test_a_model_packed_with_meshopt_is_shown(browser: Any, url: str, tmp_path: 
     until(browser, lambda b: element(b, "inspector").is_displayed())
     until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
     time.sleep(1.5)  # model-viewer fades its poster out
-    assert seen_model(browser).std() > 5, "the model's canvas is blank"
+    assert settled(browser).std() > 5, "the model's canvas is blank"
     document = browser.execute_async_script(
         "const done = arguments[0]; fetch(document.querySelector('#files a').href)"
         ".then(r => r.text()).then(t => done(t.slice(0, 4000)))"
