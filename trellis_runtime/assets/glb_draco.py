@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trellis_runtime.assets.glb_format import pack_glb
-from trellis_runtime.assets.glb_lossy import NORMAL_BITS, POSITION_BITS, require_box, uv_bits
+from trellis_runtime.assets.glb_lossy import (
+    NORMAL_BITS,
+    POSITION_BITS,
+    require_box,
+    stated_primitives,
+    uv_bits,
+)
 from trellis_runtime.assets.glb_reader import GlbParts, take_apart
 from trellis_runtime.errors import FileRejected
 
@@ -119,11 +125,10 @@ def _written(parts: GlbParts, packed: list[_Packed]) -> bytes:
 
     for image in parts.document.get("images", []):
         view = parts.document["bufferViews"][image["bufferView"]]
-        start = view.get("byteOffset", 0)
-        images.append(image | {"bufferView": add(parts.blob[start : start + view["byteLength"]])})
+        images.append(image | {"bufferView": add(parts.bytes_of(view))})
     accessors: list[dict[str, Any]] = []
     primitives = []
-    for stated, one in zip(_stated_primitives(parts), packed, strict=True):
+    for stated, one in zip(stated_primitives(parts.document), packed, strict=True):
         primitives.append(stated | _primitive(one, add(one.data), accessors))
     document = parts.document | {
         "buffers": [{"byteLength": len(blob)}],
@@ -134,13 +139,6 @@ def _written(parts: GlbParts, packed: list[_Packed]) -> bytes:
         "extensionsRequired": [*parts.document.get("extensionsRequired", []), EXTENSION],
     }
     return pack_glb(document | ({"images": images} if images else {}), blob)
-
-
-def _stated_primitives(parts: GlbParts) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for mesh in parts.document["meshes"]:
-        found += mesh["primitives"]
-    return found
 
 
 def _primitive(one: _Packed, view: int, accessors: list[dict[str, Any]]) -> dict[str, Any]:

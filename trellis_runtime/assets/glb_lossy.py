@@ -19,6 +19,11 @@ def uv_bits(texture_size: int) -> int:
     return max(_LEAST_UV_BITS, 3 + math.ceil(math.log2(max(texture_size, 1))))
 
 
+def stated_primitives(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a good file's document says of each primitive, of one mesh after another."""
+    return [primitive for mesh in document["meshes"] for primitive in mesh["primitives"]]
+
+
 def require_box(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
     """Raise `FileRejected` unless points (N, 3) came back from compression in the same box."""
     step = float(np.ptp(ours, axis=0).max()) / 2**POSITION_BITS

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from trellis_runtime.assets import gltfpack
 from trellis_runtime.assets.glb_format import pack_glb
-from trellis_runtime.assets.glb_lossy import NORMAL_BITS, POSITION_BITS, require_box, uv_bits
+from trellis_runtime.assets.glb_lossy import (
+    NORMAL_BITS,
+    POSITION_BITS,
+    require_box,
+    stated_primitives,
+    uv_bits,
+)
 from trellis_runtime.assets.glb_reader import GlbParts, read_document, take_apart
 from trellis_runtime.errors import FileRejected
 
@@ -58,7 +64,7 @@ def _geometry(parts: GlbParts) -> bytes:
     document, blob, views = parts.document, bytearray(), list[dict[str, Any]]()
     of_pictures = {image["bufferView"] for image in document.get("images", [])}
     for at, view in enumerate(document["bufferViews"]):
-        data = b"\0\0\0\0" if at in of_pictures else _bytes_of(parts, view)
+        data = b"\0\0\0\0" if at in of_pictures else parts.bytes_of(view)
         views.append(view | {"byteOffset": len(blob), "byteLength": len(data)})
         blob.extend(data + b"\0" * (-len(data) % 4))
     primitives = [
@@ -67,7 +73,7 @@ def _geometry(parts: GlbParts) -> bytes:
             "indices": stated["indices"],
             "material": number,
         }
-        for number, stated in enumerate(_stated_primitives(document))
+        for number, stated in enumerate(stated_primitives(document))
     ]
     bare = {
         "asset": {"version": "2.0"},
@@ -87,15 +93,15 @@ def _written(parts: GlbParts, small: dict[str, Any], packed: bytes) -> bytes:
     """Return our file with the geometry of `small`, and its pictures behind that."""
     ours, blob, views, images = parts.document, bytearray(packed), list(small["bufferViews"]), []
     for image in ours.get("images", []):
-        data = _bytes_of(parts, ours["bufferViews"][image["bufferView"]])
+        data = parts.bytes_of(ours["bufferViews"][image["bufferView"]])
         blob.extend(b"\0" * (-len(blob) % 4))
         images.append(image | {"bufferView": len(views)})
         views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(data)})
         blob.extend(data)
-    found = dict(zip(_numbers(small), _stated_primitives(small), strict=True))
+    found = dict(zip(_numbers(small), stated_primitives(small), strict=True))
     primitives = [
         stated | {name: found[number][name] for name in ("attributes", "indices")}
-        for number, stated in enumerate(_stated_primitives(ours))
+        for number, stated in enumerate(stated_primitives(ours))
     ]
     document = ours | {
         "buffers": [small["buffers"][0] | {"byteLength": len(blob)}, *small["buffers"][1:]],
@@ -108,19 +114,10 @@ def _written(parts: GlbParts, small: dict[str, Any], packed: bytes) -> bytes:
     return pack_glb(document | ({"images": images} if images else {}), blob)
 
 
-def _bytes_of(parts: GlbParts, view: dict[str, Any]) -> bytes:
-    start = view.get("byteOffset", 0)
-    return parts.blob[start : start + view["byteLength"]]
-
-
-def _stated_primitives(document: dict[str, Any]) -> list[dict[str, Any]]:
-    return [primitive for mesh in document["meshes"] for primitive in mesh["primitives"]]
-
-
 def _numbers(document: dict[str, Any]) -> list[int]:
     """Return which of our primitives each primitive of gltfpack's is."""
     materials = document["materials"]
-    return [int(materials[p["material"]]["name"]) for p in _stated_primitives(document)]
+    return [int(materials[p["material"]]["name"]) for p in stated_primitives(document)]
 
 
 def _require_same(before: list[_Primitive], after: list[_Primitive]) -> None:

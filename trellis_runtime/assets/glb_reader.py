@@ -131,6 +131,11 @@ class GlbParts:
     primitives: list[tuple[dict[str, NDArray[Any]], NDArray[Any]]]
     """For each primitive: its attributes by name, and its faces (F, 3)."""
 
+    def bytes_of(self, view: dict[str, Any]) -> bytes:
+        """Return what one of the document's buffer views holds."""
+        start = view.get("byteOffset", 0)
+        return self.blob[start : start + view["byteLength"]]
+
 
 def take_apart(data: bytes) -> GlbParts:
     """Return the parts of a good file, to write another from; raises `GlbRejected` for a bad."""
