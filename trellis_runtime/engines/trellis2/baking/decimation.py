@@ -27,7 +27,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +128,7 @@ class _Mesh:
         mesh = cls(vertices.float().clone().contiguous(), clean, quadrics, block)
         around = _Around.of(mesh.faces, len(mesh.vertices), block)
         rims = _rims(mesh.faces, len(mesh.vertices), block)
-        given = [*mesh._arrays(), *around.arrays(), rims]
+        given = [mesh.vertices, mesh.faces, around.starts, around.corners, rims]
         launch(kernels.vertex_quadrics, len(mesh.vertices), [*given, quadrics])
         if layer is not None:
             of_layer = taken(layer, mesh.faces[:, 0], block)
@@ -167,10 +166,9 @@ class _Mesh:
     def _independent(self, edges: _Edges, closed: Tensor) -> Tensor:
         """Return edges (N,) int64 whose key is the least within two steps."""
         least = torch.full((len(self.vertices),), _NEVER, device=closed.device)
-        ends = edges.arrays()
-        launch(kernels.least_key, len(edges), [*ends, closed, least])
+        launch(kernels.least_key, len(edges), [edges.ends, edges.keys, closed, least])
         nearby = least.clone()
-        launch(kernels.spread, len(edges), [*ends[:1], least, nearby])
+        launch(kernels.spread, len(edges), [edges.ends, least, nearby])
         found = [edges.ends.new_empty(0, dtype=torch.int64)]
         for start in range(0, len(edges), self.block):
             keys = edges.keys[start : start + self.block]
@@ -183,9 +181,9 @@ class _Mesh:
     def _places(self, edges: _Edges, around: _Around, which: Tensor, closed: Tensor) -> Tensor:
         """Return where (N,) each of the edges may collapse to, from 1; 0 for one that may not."""
         fine = torch.zeros(len(which), dtype=torch.int32, device=which.device)
-        given = [*self._arrays(), self.quadrics, *around.arrays(), edges.arrays()[0]]
-        given += [edges.boundary_vertices, edges.dearest, self.sliver, which]
-        launch(kernels.check, len(which), [*given, fine, closed])
+        given = [self.vertices, self.faces, self.quadrics, around.starts, around.corners]
+        given += [edges.ends, edges.boundary_vertices, edges.dearest]
+        launch(kernels.check, len(which), [*given, self.sliver, which, fine, closed])
         edges.keys[which[fine == 0]] = _NEVER  # not asked again in this round
         return fine.long()
 
@@ -200,14 +198,8 @@ class _Mesh:
         self.count -= int(gone[len(which) - 1])
         which, places = which.contiguous(), places.int().contiguous()
         points = self.vertices.new_empty((len(which), 3))
-        given = [
-            self._arrays()[0],
-            self.quadrics,
-            edges.arrays()[0],
-            which,
-            places,
-        ]
-        launch(kernels.merge, len(which), [*given, points])
+        given = [self.vertices, self.quadrics, edges.ends, which, places, points]
+        launch(kernels.merge, len(which), given)
         kept, lost = edges.ends[which].long().unbind(1)
         self.vertices[kept] = points
         into = torch.arange(len(self.vertices), dtype=torch.int32, device=which.device)
@@ -231,9 +223,6 @@ class _Mesh:
         self.vertices, self.quadrics = self.vertices[used], self.quadrics[used]
         if self.layer is not None:
             self.layer = self.layer[used]
-
-    def _arrays(self) -> list[Any]:
-        return [self.vertices, self.faces]
 
 
 @dataclass(slots=True)
@@ -267,8 +256,7 @@ class _Edges:
         rim = torch.zeros(len(mesh.vertices), dtype=torch.int32, device=ends.device)
         rim[ends[uses == 1].reshape(-1).long()] = 1
         costs = torch.empty(len(ends), device=ends.device)
-        given = [mesh.vertices, mesh.quadrics, ends]
-        launch(kernels.cost, len(ends), [*given, costs])
+        launch(kernels.cost, len(ends), [mesh.vertices, mesh.quadrics, ends, costs])
         return cls(ends, uses, _ordered(costs, mesh.block), rim, costs.new_full((1,), torch.inf))
 
     def bound(self, share: float) -> None:
@@ -280,9 +268,6 @@ class _Edges:
         bound = sample[int(len(sample) * share)]
         self.keys.masked_fill_(self.keys > bound, _NEVER)
         self.dearest = (bound >> 32).int().view(torch.float32).reshape(1)
-
-    def arrays(self) -> list[Any]:
-        return [self.ends, self.keys]
 
 
 def _ordered(costs: Tensor, block: int) -> Tensor:
@@ -312,9 +297,6 @@ class _Around:
         for which in vertex_blocks(at, count, block):
             corners.append(which[at[which].argsort(stable=True)].int())
         return cls(starts, torch.cat(corners))
-
-    def arrays(self) -> list[Any]:
-        return [self.starts, self.corners]
 
 
 def _rims(faces: Tensor, count: int, block: int) -> Tensor:

@@ -84,10 +84,13 @@ def _held(links: Links, kept: Tensor) -> Tensor:
     return held
 
 
-def _pairs(faces: Tensor, count: int, block: int) -> Tensor:
-    """Return the half-edges (P, 2) int32 of edges that just two faces have."""
+def _pairs(faces: Tensor, count: int, block: int, among: Tensor | None = None) -> Tensor:
+    """Return the half-edges (P, 2) int32 of edges that have just two.
+
+    among (E,): of these half-edges alone; what is returned are then places in it.
+    """
     found = [torch.empty((0, 2), dtype=torch.int32, device=faces.device)]
-    for some, keys in sorted_edges(faces, count, block):
+    for some, keys in sorted_edges(faces, count, block, among):
         _, uses = torch.unique_consecutive(keys, return_counts=True)
         first = (uses.cumsum(0) - uses)[uses == 2]
         found.append(torch.stack([some[first], some[first + 1]], 1).int())
@@ -158,21 +161,10 @@ def _with_strips(copies: Copies, rim: Tensor, block: int) -> Copies:
     pairs = [(front, one), (one + 2, other), (back, other + 1)]
     joined = [copies.joined, *(torch.stack(pair, 1).int() for pair in pairs)]
     upright = torch.cat([one + 1, other + 2])
-    joined.append(_meeting(faces, upright, len(copies.points), block))
+    # Where a boundary branches, more or fewer than two lie there; those stay open and are capped.
+    meeting = _pairs(faces, len(copies.points), block, upright)
+    joined.append(upright[meeting.long()].int())
     return replace(copies, faces=faces, joined=torch.cat(joined))
-
-
-def _meeting(faces: Tensor, upright: Tensor, count: int, block: int) -> Tensor:
-    """Return which of the half-edges `upright` (U,) face each other, (P, 2) int32: two to an edge.
-
-    Where a boundary branches, more or fewer lie there; those stay open and are capped.
-    """
-    found = [upright.new_empty((0, 2), dtype=torch.int32)]
-    for which, keys in sorted_edges(faces, count, block, upright):
-        _, uses = torch.unique_consecutive(keys, return_counts=True)
-        first = (uses.cumsum(0) - uses)[uses == 2]
-        found.append(torch.stack([upright[which[first]], upright[which[first + 1]]], 1).int())
-    return torch.cat(found)
 
 
 def _ways(points: Tensor, faces: Tensor, block: int) -> Tensor:

@@ -211,18 +211,14 @@ def _kept_sides(
         raise MeshRejected(
             "no part of the decoded surface encloses anything; another seed may help"
         )
-    counts = {"thin_share": thin, "hidden_faces": int(hidden.sum())}
-    within = int(enclosed.sum())
-    return (
-        links,
-        kept,
-        counts
-        | {
-            "dropped_inner": dropped,
-            "dropped_specks": specks,
-            "enclosed_faces": within,
-        },
-    )
+    counts = {
+        "thin_share": thin,
+        "hidden_faces": int(hidden.sum()),
+        "dropped_inner": dropped,
+        "dropped_specks": specks,
+        "enclosed_faces": int(enclosed.sum()),
+    }
+    return links, kept, counts
 
 
 def repair_shells(

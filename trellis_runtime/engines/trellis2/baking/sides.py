@@ -59,14 +59,17 @@ class Links:
         """Return which corners (N, 2) int32 of their faces the sides of `sides` have at the edge's
         lower, and which at its higher vertex.
         """
-        near = self.edges(part)
+        ways = self._both(part)
+        near, down = ways // 2 % 3, (ways & 1) == 1
         far = (near + 1) % 3
-        down = (torch.stack([self.ways[part], self.following[part]], 1) & 1) == 1
         return torch.where(down, far, near), torch.where(down, near, far)
 
     def edges(self, part: slice) -> Tensor:
         """Return which edge (N, 2) int32 of their faces the sides of `sides` are linked at."""
-        return (torch.stack([self.ways[part], self.following[part]], 1) // 2) % 3
+        return self._both(part) // 2 % 3
+
+    def _both(self, part: slice) -> Tensor:
+        return torch.stack([self.ways[part], self.following[part]], 1)
 
 
 def clean_faces(faces: Tensor, count: int, block: int = BLOCK) -> Tensor:
