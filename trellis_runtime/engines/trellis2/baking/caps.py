@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking.components import connected_components
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
-    connected_components,
     exact_sum_by,
     half_edge_vertices,
     marked,

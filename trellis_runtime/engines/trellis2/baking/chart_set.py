@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking import uv_kernels
 from trellis_runtime.engines.trellis2.baking.connectivity import sum_by
+from trellis_runtime.engines.trellis2.baking.launch import launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,11 @@ def exact_sum_by(owner: Tensor, values: Tensor, count: int) -> Tensor:
 def extents(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the least and greatest coordinates (count, D) of each owner's points (N, D).
 
-    Both are zero for an owner without points.
+    Both are zero for an owner without points. It is quick where an owner's points come together.
     """
-    at = owner[:, None].expand_as(points)
-    blank = points.new_zeros((count, points.shape[1]))
-    low = blank.scatter_reduce(0, at, points, "amin", include_self=False)
-    return low, blank.scatter_reduce(0, at, points, "amax", include_self=False)
+    low = points.new_full((count, points.shape[1]), torch.inf)
+    high = torch.full_like(low, -torch.inf)
+    runs = -(-len(points) // uv_kernels.RUN), points.shape[1]
+    launch(uv_kernels.bound, runs, [points.contiguous(), owner.int(), low, high])
+    none = low > high
+    return low.masked_fill_(none, 0), high.masked_fill_(none, 0)

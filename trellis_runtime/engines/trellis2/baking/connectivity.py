@@ -1,4 +1,4 @@
-"""How the triangles of a mesh hang together: half-edges, connected parts, sums part by part.
+"""How the triangles of a mesh hang together: half-edges, blocks of them, sums part by part.
 
 Half-edge 3 i + k goes from corner k of face i to the next corner. Everything here is sorts, gathers
 and scatters in torch, so it runs alike on a CPU and a GPU, and gives the same answer on both.
@@ -127,49 +127,6 @@ def without_unused(faces: Tensor, count: int, block: int = BLOCK) -> tuple[Tenso
 
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
-
-
-def connected_components(first: Tensor, second: Tensor, count: int, block: int = BLOCK) -> Tensor:
-    """Return labels (count,) int64: the least member of each thing's connected part.
-
-    `first` and `second` (L,) are the ends of links between `count` things.
-    """
-
-    def pairs() -> Pairs:
-        return zip(torch.split(first, block), torch.split(second, block), strict=True)
-
-    return component_labels(pairs, count, first.device, block).long()
-
-
-def component_labels(
-    pairs: Callable[[], Pairs], count: int, device: torch.device, block: int = BLOCK
-) -> Tensor:
-    """Return labels (count,): the least member of each thing's connected part.
-
-    pairs: gives the links' ends, some at a time, each time anew. FastSV: Zhang, Azad and Hu,
-    FastSV: A Distributed-Memory Connected Component Algorithm with Fast Convergence (2020); the
-    number of rounds grows with the logarithm of a part's diameter. Takes 12 bytes a thing.
-    """
-    kind = torch.int32 if count < 2**31 else torch.int64
-    parent = torch.arange(count, device=device, dtype=kind)
-    grand = parent.clone()
-    while True:
-        hooked = parent.clone()
-        for first, second in pairs():
-            _hook(hooked, parent, grand, first, second)
-        parent = torch.minimum(hooked, grand, out=hooked)
-        following = taken(parent, parent, block)
-        if torch.equal(following, grand):
-            return grand
-        grand = following
-
-
-def _hook(hooked: Tensor, parent: Tensor, grand: Tensor, first: Tensor, second: Tensor) -> None:
-    """Lower what links `first`, `second` (L,) lead to, in `hooked`, to their ends' grandparents."""
-    first, second = first.long(), second.long()
-    near, far = grand[first], grand[second]
-    for at, value in ((parent[first], far), (parent[second], near), (first, far), (second, near)):
-        hooked.scatter_reduce_(0, at.long(), value, "amin")
 
 
 def numbered(labels: Tensor, block: int = BLOCK) -> tuple[Tensor, int]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking.components import connected_components
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
     boundary_and_nonmanifold_edges,
-    connected_components,
     exact_sum_by,
     half_edge_vertices,
     numbered,

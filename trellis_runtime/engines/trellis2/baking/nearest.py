@@ -17,8 +17,6 @@ from torch.cuda import current_stream, default_stream
 from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.device.vram import require_free
 
-warp.config.log_level = warp.LOG_WARNING  # it prints to stdout, where our log is
-
 _BUILD_BYTES_PER_FACE = 200  # the tree and what building it takes, from Warp's own arrays
 _FAR = 10.0  # beyond any two points of a mesh in -0.5..0.5
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from trellis_runtime.contract.quality import QualityReport
+from trellis_runtime.engines.trellis2.baking.components import connected_components
 from trellis_runtime.engines.trellis2.baking.connectivity import (
-    connected_components,
     edge_keys,
     exact_sum_by,
     face_areas,

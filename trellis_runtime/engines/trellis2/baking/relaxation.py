@@ -10,18 +10,22 @@ to Mesh Parameterization, SGP 2008). Two steps take turns:
 
     vertex -> its corners (those of faces around it), sorted: each vertex sums its own, in order,
     so the same device always gives the same bits.
+
+A step is three kernels and two sums over the same tensors each time, so its launches are recorded
+once: over a few thousand vertices the host's work would else be all that takes time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking import relaxation_kernels as kernels
 from trellis_runtime.engines.trellis2.baking.chart_set import ChartSet
-from trellis_runtime.engines.trellis2.baking.launch import launch
-from trellis_runtime.engines.trellis2.baking.uv_kernels import gather_corners, laplacian
+from trellis_runtime.engines.trellis2.baking.launch import launch, recorded
 
 _ROUNDS = 5
 _STEPS = 24  # of conjugate gradients in each round
@@ -38,14 +42,17 @@ class _System:
     weights: Tensor  # (3 F,): of the same edges
     begins: Tensor  # (V + 1,) int32: where a vertex's corners begin in `corners`
     corners: Tensor  # (3 F,) int32
-    diagonal: Tensor  # (V, 1)
+    diagonal: Tensor  # (V,)
 
 
 def relax(flat: Tensor, charts: ChartSet) -> Tensor:
     """Return coordinates (V, 2) float32 with less stretch than `flat` (V, 2); faces may fold."""
-    system = _system(charts)
+    if len(flat) == 0:
+        return flat
+    flat = flat.clone()
+    run = _round(_system(charts), flat)
     for _ in range(_ROUNDS):
-        flat = _solved(system, flat, _right_side(system, flat))
+        run()
     return flat
 
 
@@ -53,17 +60,14 @@ def _system(charts: ChartSet) -> _System:
     rest = rest_edges(charts)
     weights = _weights(rest)
     corners = charts.faces.reshape(-1)
-    order = corners.argsort(stable=True).int()
+    order = corners.argsort(stable=True)
     uses = torch.bincount(corners, minlength=len(charts.vertices))
-    begins = torch.cat([uses.new_zeros(1), uses.cumsum(0)]).int()
-    system = _System(
-        corners.int(), rest.reshape(-1, 2), weights.reshape(-1), begins, order, torch.empty(0)
-    )
-    around = weights + weights.roll(1, 1)  # of the two edges at each corner
-    diagonal = _gathered(system, around.reshape(-1, 1).expand(-1, 2).contiguous())[:, :1]
-    return _System(
-        system.faces, system.rest, system.weights, begins, order, diagonal.clamp(min=1e-12)
-    )
+    begins = torch.cat([uses.new_zeros(1), uses.cumsum(0)])
+    rest, weights = rest.reshape(-1, 2), weights.reshape(-1)
+    begins, order = begins.int(), order.int()
+    diagonal = weights.new_empty(len(uses))
+    launch(kernels.diagonal, len(uses), [weights, begins, order, diagonal])
+    return _System(corners.int(), rest, weights, begins, order, diagonal)
 
 
 def rest_edges(charts: ChartSet) -> Tensor:
@@ -87,59 +91,49 @@ def _weights(rest: Tensor) -> Tensor:
     return (dot / area.clamp(min=1e-20)).clamp(*_WEIGHTS)
 
 
-def _right_side(system: _System, flat: Tensor) -> Tensor:
-    """Return (V, 2): what the Laplacian of rigidly turned faces would be."""
-    faces = system.faces.reshape(-1, 3).long()
-    rest, weights = system.rest.reshape(-1, 3, 2), system.weights.reshape(-1, 3)
-    edges = flat[faces.roll(-1, 1)] - flat[faces]
-    cos = (weights * (rest * edges).sum(2)).sum(1)
-    sin = (weights * (rest[..., 0] * edges[..., 1] - rest[..., 1] * edges[..., 0])).sum(1)
-    size = (cos * cos + sin * sin).sqrt().clamp(min=1e-30)
-    cos, sin = (cos / size)[:, None], (sin / size)[:, None]
-    x, y = rest.unbind(2)
-    turned = torch.stack([cos * x - sin * y, sin * x + cos * y], 2) * weights[..., None]
-    return _gathered(system, (turned.roll(1, 1) - turned).reshape(-1, 2))
+def _round(system: _System, flat: Tensor) -> Callable[[], None]:
+    """Return what moves flat (V, 2) on: faces are turned, then some steps of conjugate gradients.
 
+    They are preconditioned by the diagonal.
+    """
+    residual, search, image = (torch.empty_like(flat) for _ in range(3))
+    powers, other = (flat.new_empty(len(flat)) for _ in range(2))
+    spokes, numbers = torch.empty_like(system.rest), flat.new_zeros(4)
+    graph = [system.faces, system.weights, system.begins, system.corners]
+    diagonal = system.diagonal
 
-def _solved(system: _System, flat: Tensor, right: Tensor) -> Tensor:
-    """Return `flat` after some steps of conjugate gradients, preconditioned by the diagonal."""
-    residual = right - _laplacian(system, flat)
-    ready = residual / system.diagonal
-    search, power = ready, (residual * ready).sum()
-    rounding = _ROUNDING * (flat * flat * system.diagonal).sum()  # what is less tells nothing
-    for _ in range(_STEPS):
-        image = _laplacian(system, search)
-        step = torch.where(power > rounding, power / (search * image).sum().clamp(min=1e-30), 0.0)
-        flat = flat + step * search
-        residual = residual - step * image
-        ready = residual / system.diagonal
-        before, power = power, (residual * ready).sum()
-        search = ready + (power / before.clamp(min=1e-30)) * search
-    return flat
-
-
-def _laplacian(system: _System, values: Tensor) -> Tensor:
-    """Return (V, 2): at each vertex, the weighted sum of differences to its neighbours."""
-    out = torch.empty_like(values)
-    launch(
-        laplacian,
-        len(values),
-        [
-            system.faces,
-            system.weights,
-            system.begins,
-            system.corners,
-            values.reshape(-1),
-            out.view(-1),
-        ],
+    turn_faces = recorded(
+        kernels.turn_faces,
+        len(system.faces) // 3,
+        [system.faces, system.rest, system.weights, flat, spokes],
     )
-    return out
 
+    def at_vertices(kernel: object, *given: object) -> Callable[[], None]:
+        return recorded(kernel, len(flat), given)
 
-def _gathered(system: _System, values: Tensor) -> Tensor:
-    """Return (V, 2): the sums of values (3 F, 2) over each vertex's corners."""
-    out = values.new_empty((len(system.begins) - 1, 2))
-    launch(
-        gather_corners, len(out), [system.begins, system.corners, values.reshape(-1), out.view(-1)]
+    begin = at_vertices(
+        kernels.begin, *graph, diagonal, spokes, flat, residual, search, powers, other
     )
-    return out
+    look = at_vertices(kernels.look, *graph, search, image, other)
+    step = at_vertices(
+        kernels.step, diagonal, search, image, numbers, _ROUNDING, flat, residual, powers
+    )
+    turn = at_vertices(kernels.turn, diagonal, residual, numbers, search)
+
+    def summed(values: Tensor, place: int) -> None:
+        torch.sum(values, 0, out=numbers[place])
+
+    def run() -> None:
+        turn_faces()
+        begin()
+        summed(powers, kernels.POWER)
+        summed(other, kernels.ROUNDING)
+        for _ in range(_STEPS):
+            look()
+            summed(other, kernels.ALONG)
+            step()
+            summed(powers, kernels.NEXT_POWER)
+            turn()
+            numbers[kernels.POWER] = numbers[kernels.NEXT_POWER]
+
+    return run

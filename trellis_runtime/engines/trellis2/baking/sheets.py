@@ -24,10 +24,10 @@ from trellis_runtime.engines.trellis2.baking.assembly import (
     copied,
     roots,
 )
+from trellis_runtime.engines.trellis2.baking.components import component_labels
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
     Pairs,
-    component_labels,
     exact_sum_in_blocks,
     face_normals,
     half_edge_vertices,
@@ -61,7 +61,7 @@ def sheet_faces(links: Links, kept: Tensor, count: int, left: float) -> Tensor:
         for part in torch.split(joined, links.block):
             yield part[:, 0] // 3, part[:, 1] // 3
 
-    labels = component_labels(pairs, len(chosen), kept.device, links.block)
+    labels = component_labels(pairs, len(chosen), kept.device)
     patch, patches = numbered(labels, links.block)
     held = marked(patch[_held(links, kept)[chosen]], patches, links.block)
     inner = torch.zeros(patches, dtype=torch.int64, device=kept.device)
@@ -111,7 +111,7 @@ def layer_of(vertices: Tensor, faces: Tensor, block: int = BLOCK) -> Mesh:
             yield start[:, 0], torch.where(alike, start[:, 1], end[:, 1])
             yield end[:, 0], torch.where(alike, end[:, 1], start[:, 1])
 
-    labels = component_labels(corners, 3 * len(faces), faces.device, block)
+    labels = component_labels(corners, 3 * len(faces), faces.device)
     points = taken(vertices, at[roots(labels)], block)
     return points.float(), numbered(labels, block)[0].reshape(-1, 3).int()
 

@@ -33,11 +33,11 @@ from trellis_runtime.engines.trellis2.baking.assembly import (
     moved_apart,
     roots,
 )
+from trellis_runtime.engines.trellis2.baking.components import component_labels
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
     Pairs,
     boundary_and_nonmanifold_edges,
-    component_labels,
     exact_sum_in_blocks,
     face_areas,
     marked,
@@ -336,7 +336,7 @@ def _pinched(faces: Tensor, count: int, block: int) -> bool:
             yield part[:, 0], nexts[:, 1]
             yield nexts[:, 0], part[:, 1]
 
-    fans = component_labels(pairs, 3 * len(faces), faces.device, block)
+    fans = component_labels(pairs, 3 * len(faces), faces.device)
     return len(roots(fans)) != int(marked(faces, count, block).sum())
 
 
@@ -361,5 +361,5 @@ def _parts(faces: Tensor, count: int, block: int) -> int:
             yield part[:, 0], part[:, 1]
             yield part[:, 1], part[:, 2]
 
-    labels = component_labels(pairs, count, faces.device, block)
+    labels = component_labels(pairs, count, faces.device)
     return int(marked(faces, count, block)[roots(labels)].sum())

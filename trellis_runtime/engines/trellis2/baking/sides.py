@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking.components import component_labels
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     BLOCK,
     Pairs,
-    component_labels,
     sorted_edges,
     vertex_blocks,
 )
@@ -156,7 +156,7 @@ def side_components(links: Links, kept: Tensor | None = None, *, plain: bool = F
             yield first, second
 
     count = 2 * len(links.faces)
-    return component_labels(pairs, count, links.faces.device, links.block)
+    return component_labels(pairs, count, links.faces.device)
 
 
 def kept_places(kept: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def corner_copies(links: Links, kept: Tensor, place: Tensor) -> Tensor:
                 first, second = (base + corner[inner]).unbind(1)
                 yield first, second
 
-    return component_labels(pairs, 3 * int(kept.sum()), kept.device, links.block)
+    return component_labels(pairs, 3 * int(kept.sum()), kept.device)
 
 
 def turned_over(sides: Tensor, corners: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Warp kernels of unwrapping: sums around vertices, drawing charts, and the search for places.
+"""Warp kernels of unwrapping: drawing charts, and the search for places.
 
-What they are for stands in the modules that launch them: `relaxation` (gather_corners, laplacian),
-`overlaps` (count_texels), `atlas_packing` (mark_cells) and `packing_kernel` (place_charts). Arrays
-are flat; coordinates come as x, y, x, y. `int(0)` declares a variable that a loop changes.
+What they are for stands in the modules that launch them: `chart_set` (bound), `flattening`
+(bound_turned), `overlaps` (count_texels),
+`atlas_packing` (mark_cells) and `packing_kernel` (place_charts). Arrays are flat; coordinates come
+as x, y, x, y. `int(0)` declares a variable that a loop changes.
 
 Long because Warp wants each argument of each kernel named with its type.
 """
@@ -11,54 +12,65 @@ Long because Warp wants each argument of each kernel named with its type.
 
 import warp
 
-warp.config.log_level = warp.LOG_WARNING  # it prints to stdout, where our log is
+RUN = 64
+"""Points that one thread looks at: those of a chart come together, so it seldom writes."""
 
 
 @warp.kernel(enable_backward=False)
-def gather_corners(
-    begins: warp.array(dtype=warp.int32),
-    corners: warp.array(dtype=warp.int32),
-    values: warp.array(dtype=warp.float32),
-    out: warp.array(dtype=warp.float32),
+def bound(
+    points: warp.array2d(dtype=warp.float32),
+    owner: warp.array(dtype=warp.int32),
+    low: warp.array2d(dtype=warp.float32),
+    high: warp.array2d(dtype=warp.float32),
 ) -> None:
-    """Sum values (3 F, 2) over the corners of vertex v."""
-    v = warp.tid()
-    x = float(0.0)
-    y = float(0.0)
-    for i in range(begins[v], begins[v + 1]):
-        x += values[2 * corners[i]]
-        y += values[2 * corners[i] + 1]
-    out[2 * v] = x
-    out[2 * v + 1] = y
+    """Lower and raise the bounds of each owner to those of its points, axis by axis."""
+    run, axis = warp.tid()
+    first = run * RUN
+    last = warp.min(first + RUN, points.shape[0])
+    chart = owner[first]
+    least = points[first, axis]
+    most = least
+    for i in range(first, last):
+        if owner[i] != chart:
+            warp.atomic_min(low, chart, axis, least)
+            warp.atomic_max(high, chart, axis, most)
+            chart = owner[i]
+            least = points[i, axis]
+            most = least
+        least = warp.min(least, points[i, axis])
+        most = warp.max(most, points[i, axis])
+    warp.atomic_min(low, chart, axis, least)
+    warp.atomic_max(high, chart, axis, most)
 
 
 @warp.kernel(enable_backward=False)
-def laplacian(
-    faces: warp.array(dtype=warp.int32),
-    weights: warp.array(dtype=warp.float32),
-    begins: warp.array(dtype=warp.int32),
-    corners: warp.array(dtype=warp.int32),
-    values: warp.array(dtype=warp.float32),
-    out: warp.array(dtype=warp.float32),
+def bound_turned(
+    flat: warp.array(dtype=warp.vec2),
+    owner: warp.array(dtype=warp.int32),
+    ways: warp.array(dtype=warp.vec2),
+    low: warp.array2d(dtype=warp.float32),
+    high: warp.array2d(dtype=warp.float32),
 ) -> None:
-    """Sum the weighted differences of vertex v to its neighbours, face by face."""
-    v = warp.tid()
-    x = float(0.0)
-    y = float(0.0)
-    for i in range(begins[v], begins[v + 1]):
-        c = corners[i]
-        f = c - c % 3
-        k = c - f
-        after = f + (k + 1) % 3
-        before = f + (k + 2) % 3
-        w = weights[c]
-        u = weights[before]
-        x += w * (values[2 * v] - values[2 * faces[after]])
-        y += w * (values[2 * v + 1] - values[2 * faces[after] + 1])
-        x += u * (values[2 * v] - values[2 * faces[before]])
-        y += u * (values[2 * v + 1] - values[2 * faces[before] + 1])
-    out[2 * v] = x
-    out[2 * v + 1] = y
+    """Bound each owner's points along each of the ways (W,), unit vectors."""
+    run, way = warp.tid()
+    first = run * RUN
+    last = warp.min(first + RUN, flat.shape[0])
+    along = ways[way]
+    chart = owner[first]
+    least = warp.dot(flat[first], along)
+    most = least
+    for i in range(first, last):
+        far = warp.dot(flat[i], along)
+        if owner[i] != chart:
+            warp.atomic_min(low, chart, way, least)
+            warp.atomic_max(high, chart, way, most)
+            chart = owner[i]
+            least = far
+            most = far
+        least = warp.min(least, far)
+        most = warp.max(most, far)
+    warp.atomic_min(low, chart, way, least)
+    warp.atomic_max(high, chart, way, most)
 
 
 @warp.kernel(enable_backward=False)
