@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -169,17 +170,22 @@ def _packed(
 def _placed(
     runs: Ints, begins: Ints, sizes: Ints, side: int, strategies: list[_Strategy]
 ) -> tuple[Ints, int]:
-    """Return each chart's place and the rows used, by the first strategy that fits, or the best."""
-    best: tuple[Ints, int] | None = None
-    for importance, lift in strategies:
+    """Return each chart's place and the rows used, by the first strategy that fits, or the best.
+
+    They are tried side by side; which is taken depends on their order alone.
+    """
+
+    def tried(strategy: _Strategy) -> tuple[Ints, int]:
+        importance, lift = strategy
         order = np.lexsort((-sizes.min(1), -importance(sizes))).astype(np.int32)
-        found = place(runs, begins, sizes, order, side, _STRIP * side, lift)
-        if best is None or 0 <= found[1] < best[1] or best[1] < 0:
-            best = found
-        if 0 <= best[1] <= side:
-            break
-    assert best is not None  # noqa: S101
-    return best
+        return place(runs, begins, sizes, order, side, _STRIP * side, lift)
+
+    if len(strategies) == 1:
+        return tried(strategies[0])
+    with ThreadPoolExecutor(len(strategies)) as pool:  # compiled code lets other threads go on
+        found = list(pool.map(tried, strategies))
+    fitting = [one for one in found if 0 <= one[1] <= side]
+    return fitting[0] if fitting else min(found, key=lambda one: one[1] if one[1] >= 0 else np.inf)
 
 
 def _moved(cells: Tensor, sizes: Tensor, at: Tensor, owner: Tensor) -> Tensor:

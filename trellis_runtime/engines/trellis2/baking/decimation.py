@@ -50,7 +50,6 @@ _SLIVER = 0.01  # least evenness that a collapse may give a face: 1 is equilater
 _THINNEST = 1e-8  # evenness that is told from a line
 _SAMPLES = 1 << 16  # costs that a round's bound is read off
 _STRIP = 2  # faces along a boundary edge of a layer that is given two sides
-_NEVER = 0x7FFFFFFFFFFFFFFF
 _BYTES_PER_FACE, _BYTES_PER_HALF_EDGE = 180, 100
 
 
@@ -165,26 +164,20 @@ class _Mesh:
 
     def _independent(self, edges: _Edges, closed: Tensor) -> Tensor:
         """Return edges (N,) int64 whose key is the least within two steps."""
-        least = torch.full((len(self.vertices),), _NEVER, device=closed.device)
+        least = torch.full((len(self.vertices),), kernels.NEVER, device=closed.device)
         launch(kernels.least_key, len(edges), [edges.ends, edges.keys, closed, least])
         nearby = least.clone()
         launch(kernels.spread, len(edges), [edges.ends, least, nearby])
-        found = [edges.ends.new_empty(0, dtype=torch.int64)]
-        for start in range(0, len(edges), self.block):
-            keys = edges.keys[start : start + self.block]
-            a, b = edges.ends[start : start + self.block].long().unbind(1)
-            wins = (nearby[a] == keys) & (nearby[b] == keys) & (keys != _NEVER)
-            wins &= (closed[a] == 0) & (closed[b] == 0)
-            found.append(wins.nonzero()[:, 0] + start)
-        return torch.cat(found)
+        wins = torch.empty(len(edges), dtype=torch.bool, device=closed.device)
+        launch(kernels.winners, len(edges), [edges.ends, edges.keys, closed, nearby, wins])
+        return wins.nonzero()[:, 0]
 
     def _places(self, edges: _Edges, around: _Around, which: Tensor, closed: Tensor) -> Tensor:
         """Return where (N,) each of the edges may collapse to, from 1; 0 for one that may not."""
         fine = torch.zeros(len(which), dtype=torch.int32, device=which.device)
         given = [self.vertices, self.faces, self.quadrics, around.starts, around.corners]
         given += [edges.ends, edges.boundary_vertices, edges.dearest]
-        launch(kernels.check, len(which), [*given, self.sliver, which, fine, closed])
-        edges.keys[which[fine == 0]] = _NEVER  # not asked again in this round
+        launch(kernels.check, len(which), [*given, self.sliver, which, fine, closed, edges.keys])
         return fine.long()
 
     def _collapse(self, edges: _Edges, chosen: Tensor, excess: int) -> None:
@@ -266,7 +259,7 @@ class _Edges:
         step = max(1, len(self) // _SAMPLES)
         sample = self.keys[::step].sort().values
         bound = sample[int(len(sample) * share)]
-        self.keys.masked_fill_(self.keys > bound, _NEVER)
+        self.keys.masked_fill_(self.keys > bound, kernels.NEVER)
         self.dearest = (bound >> 32).int().view(torch.float32).reshape(1)
 
 

@@ -23,6 +23,7 @@ from trellis_runtime.engines.trellis2.baking.quadrics import (
 
 _LEAST_COSINE = 0.2  # between a face's normal before and after
 _REACH = 2.0  # lengths of an edge that its new vertex may lie from its middle
+NEVER = 0x7FFFFFFFFFFFFFFF  # the key of an edge that is not asked
 _PLACES = 4  # that a new vertex is tried at: the best, the middle, the ends
 
 warp.set_module_options({"fuse_fp": False, "enable_backward": False})
@@ -31,6 +32,7 @@ Faces = warp.array2d(dtype=warp.int32)
 Points = warp.array(dtype=warp.vec3)
 Ints = warp.array(dtype=warp.int32)
 Longs = warp.array(dtype=warp.int64)
+Bools = warp.array(dtype=warp.bool)
 Floats = warp.array(dtype=warp.float32)
 Doubles = warp.array2d(dtype=warp.float64)
 
@@ -148,6 +150,16 @@ def spread(ends: Faces, least: Longs, nearby: Longs) -> None:
     a, b = ends[e, 0], ends[e, 1]
     warp.atomic_min(nearby, a, least[b])
     warp.atomic_min(nearby, b, least[a])
+
+
+@warp.kernel
+def winners(ends: Faces, keys: Longs, closed: Ints, nearby: Longs, wins: Bools) -> None:
+    """Write whether an edge's key is the least of `nearby` at both its ends, which are open."""
+    e = warp.tid()
+    a, b = ends[e, 0], ends[e, 1]
+    key = keys[e]
+    open_ = closed[a] == 0 and closed[b] == 0 and key != warp.int64(NEVER)
+    wins[e] = open_ and nearby[a] == key and nearby[b] == key
 
 
 @warp.func
@@ -272,12 +284,17 @@ def check(
     which: Longs,
     fine: Ints,
     closed: Ints,
+    keys: Longs,
 ) -> None:
-    """Write where each edge of `which` may collapse to, from 1, and close what it changes."""
+    """Write where each edge of `which` may collapse to, from 1, and close what it changes.
+
+    One that may not is not asked again in this round.
+    """
     i = warp.tid()
     edge = warp.int32(which[i])
     a, b = ends[edge, 0], ends[edge, 1]
     if not _keeps_topology(faces, starts, corners, rim, a, b):
+        keys[edge] = warp.int64(NEVER)
         return
     for choice in range(_PLACES):
         if fine[i] == 0:
@@ -289,7 +306,9 @@ def check(
                 and _turns_well(vertices, faces, starts, corners, b, a, to, sliver)
             ):
                 fine[i] = choice + 1
-    if fine[i] != 0:
+    if fine[i] == 0:
+        keys[edge] = warp.int64(NEVER)
+    else:
         _close(faces, starts, corners, a, closed)
         _close(faces, starts, corners, b, closed)
 

@@ -9,7 +9,8 @@ a candidate row of the page, all columns are tried at once, 64 to a word:
     taken = or over the chart's runs, its longest first; a zero bit is a place
 
 One thread does it, in compiled code on the CPU: each place depends on all before it. Charts come
-from large to small; within a class of size, rows below the last place found are not tried again.
+from large to small; within a class of size, rows below the last place found are not tried again. A
+high chart is tried at every second row, or fewer, and then at those below where it fits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def place(
     they were too few.
     """
     warp.init()  # does its work once
-    words = (width + _WORD - 1) // _WORD + 1
+    words = (width + _WORD - 1) // _WORD + 2  # a run that is moved reads beyond the last column
     page = np.zeros(_LEVELS * height * words, np.uint64)
     mask = np.zeros(words, np.uint64)
     places = np.zeros((len(order), 3), np.int32)

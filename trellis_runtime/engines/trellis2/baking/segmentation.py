@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from trellis_runtime.engines.trellis2.baking import segmentation_kernels as kernels
 from trellis_runtime.engines.trellis2.baking.connectivity import (
     edge_keys,
     face_normals,
@@ -33,6 +34,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     numbered,
     sum_by,
 )
+from trellis_runtime.engines.trellis2.baking.launch import launch
 
 _WIDEST = math.cos(math.radians(68))
 """Least cosine between a face and its chart's axis: it is seen 0.37 as wide, until relaxed."""
@@ -45,7 +47,6 @@ _WIDEST_SMALL = math.cos(math.radians(78))
 _SMALL_TEXELS = 100.0
 _BALANCE = 2e-3  # error per area of the smaller region: on a plane the small ones merge first
 _LENGTH_UNITS = 2.0**40  # of all edges' length: sums of integers have no order
-_NEVER = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +127,19 @@ def _merged(regions: _Regions, directions: Tensor, limit: float, small: float) -
 
 
 def _matched(regions: _Regions, small: float) -> Tensor:
-    """Return the pairs (M,), indices, that are the cheapest of both their regions."""
-    a, b = regions.pair.unbind(1)
-    lower = torch.minimum(regions.area[a], regions.area[b])
-    keys = torch.where(regions.barred | (lower >= small), _NEVER, _keys(_costs(regions)))
-    best = torch.full_like(regions.area, _NEVER, dtype=torch.int64)
-    best.scatter_reduce_(0, a, keys, "amin").scatter_reduce_(0, b, keys, "amin")
-    return ((best[a] == keys) & (best[b] == keys) & (keys != _NEVER)).nonzero()[:, 0]
-
-
-def _costs(regions: _Regions) -> Tensor:
-    """Return the error (E,) that merging each pair adds, per length of boundary removed."""
-    a, b = regions.pair.unbind(1)
-    apart = regions.normal[a].norm(dim=1) + regions.normal[b].norm(dim=1)
-    error = (apart - (regions.normal[a] + regions.normal[b]).norm(dim=1)).clamp(min=0)
-    balance = _BALANCE * torch.minimum(regions.area[a], regions.area[b])
-    return (error + balance) / regions.length.clamp(min=1)
-
-
-def _keys(costs: Tensor) -> Tensor:
-    """Return int64 keys (E,), all different, in the order of costs (E,) rounded to a quarter.
+    """Return the pairs (M,), indices, that are the cheapest of both their regions.
 
     Almost equal costs come in the order of a hash: in that of their numbers, rows of faces would
     merge one after another instead of all at once.
     """
-    rounded = costs.float().view(torch.int32).long() >> 21  # the exponent and two bits
-    number = torch.arange(len(costs), device=costs.device)
-    mixed = (number * 2654435761) & 0xFFFFFFFF  # Knuth's multiplicative hash: one to one
-    return (rounded << 32) | mixed
+    count = len(regions.pair)
+    keys = torch.empty(count, dtype=torch.int64, device=regions.pair.device)
+    best = torch.full_like(regions.area, kernels.NEVER, dtype=torch.int64)
+    given = [regions.pair, regions.normal, regions.area, regions.length, regions.barred]
+    launch(kernels.rank_pairs, count, [*given, _BALANCE, small, keys, best])
+    chosen = torch.empty(count, dtype=torch.bool, device=keys.device)
+    launch(kernels.match_pairs, count, [regions.pair, keys, best, chosen])
+    return chosen.nonzero()[:, 0]
 
 
 def _fits(regions: _Regions, directions: Tensor, pairs: Tensor, limit: float) -> Tensor:
@@ -162,15 +148,14 @@ def _fits(regions: _Regions, directions: Tensor, pairs: Tensor, limit: float) ->
     All together, too: else it may be two or three sides of a box, which are better apart.
     """
     common = (regions.normal[pairs[:, 0]] + regions.normal[pairs[:, 1]]).float()
-    axis = torch.zeros((len(regions.area), 3), device=pairs.device)
-    axis[pairs] = torch.nn.functional.normalize(common, dim=1, eps=1e-30)[:, None]
-    along = (directions * axis[regions.label]).sum(1)
-    asked = directions.abs().amax(1) > 0
-    along = torch.where(asked, along, 1.0)
-    least = torch.ones(len(axis), device=axis.device)
-    least.scatter_reduce_(0, regions.label, along, "amin")
+    axes = torch.nn.functional.normalize(common, dim=1, eps=1e-30)
+    number = torch.arange(len(pairs), dtype=torch.int32, device=pairs.device)
+    pair = torch.full((len(regions.area),), -1, dtype=torch.int32, device=pairs.device)
+    pair[pairs] = number[:, None]
+    least = torch.ones(len(pairs), device=pairs.device)
+    launch(kernels.least_along, len(directions), [directions, regions.label, pair, axes, least])
     flat = common.norm(dim=1) >= _LEAST_FLATNESS * regions.area[pairs].sum(1)
-    return flat & (least[pairs].amin(1) >= limit)
+    return flat & (least >= limit)
 
 
 def _united(regions: _Regions, pairs: Tensor) -> _Regions:
@@ -190,7 +175,8 @@ def _united(regions: _Regions, pairs: Tensor) -> _Regions:
 
 def _relabelled(regions: _Regions, number: Tensor, count: int) -> _Regions:
     """Return the regions renumbered by `number`, each pair of neighbours once."""
-    low, high = number[regions.pair].sort(dim=1).values.unbind(1)
+    one, other = number[regions.pair].unbind(1)
+    low, high = torch.minimum(one, other), torch.maximum(one, other)
     apart = low != high
     keys, which = (low * count + high)[apart].unique(return_inverse=True)  # type: ignore[no-untyped-call]
     barred = sum_by(which, regions.barred[apart].long(), len(keys)) > 0

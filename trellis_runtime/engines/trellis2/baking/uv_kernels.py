@@ -15,6 +15,9 @@ import warp
 RUN = 64
 """Points that one thread looks at: those of a chart come together, so it seldom writes."""
 
+SKIP = 64
+"""A chart is tried at every row; one as high as this at every second, and so on."""
+
 
 @warp.kernel(enable_backward=False)
 def bound(
@@ -151,25 +154,6 @@ def _beside(a: warp.vec2, b: warp.vec2, p: warp.vec2, sign: float, reach: float)
 
 
 @warp.func
-def _shifted(
-    page: warp.array(dtype=warp.uint64),
-    begin: int,
-    words: int,
-    i: int,
-    by: int,
-) -> warp.uint64:
-    """Word i of a row of bits from `begin`, moved `by` columns to the left."""
-    at = i + by // 64
-    bits = by % 64
-    low = warp.uint64(0)
-    if at < words:
-        low = page[begin + at] >> warp.uint64(bits)
-    if bits > 0 and at + 1 < words:
-        low = low | (page[begin + at + 1] << warp.uint64(64 - bits))
-    return low
-
-
-@warp.func
 def _log2(n: int) -> int:
     k = int(0)
     while (2 << k) <= n:
@@ -201,12 +185,20 @@ def _first_free(
         begin = (k * height + y + runs[3 * r]) * words
         column = runs[3 * r + 1]
         further = column + length - (1 << k)
+        near = begin + column // 64
+        far = begin + further // 64
+        # Both words of what is moved by 0 to 63 columns; a shift by 64 in one go is undefined.
+        low = warp.uint64(column % 64)
+        high = warp.uint64(63 - column % 64)
+        low_2 = warp.uint64(further % 64)
+        high_2 = warp.uint64(63 - further % 64)
+        one = warp.uint64(1)
         every = ~warp.uint64(0)
         for i in range(used):
             taken = mask[i]
             if taken != ~warp.uint64(0):
-                taken = taken | _shifted(page, begin, words, i, column)
-                taken = taken | _shifted(page, begin, words, i, further)
+                taken = taken | (page[near + i] >> low) | ((page[near + i + 1] << one) << high)
+                taken = taken | (page[far + i] >> low_2) | ((page[far + i + 1] << one) << high_2)
                 mask[i] = taken
                 every = every & taken
         if every == ~warp.uint64(0):
@@ -267,6 +259,7 @@ def _best_place(
     for turn in range(4):
         w = sizes[2 * c + turn % 2]
         h = sizes[2 * c + (turn + 1) % 2]
+        step = int(1 + h // SKIP)
         y = int(start)
         while y + h <= height and float(y) + lift * float(h) < best and w <= width:
             x = _first_free(
@@ -280,12 +273,15 @@ def _best_place(
                 height,
                 words,
             )
-            if x >= 0:
+            if x >= 0 and step == 1:
                 best = float(y) + lift * float(h)
                 best_x = x
                 best_y = y
                 best_turn = turn
-            y += 1
+            if x >= 0 and step > 1:  # and the rows that were passed over, from the lowest
+                y = warp.max(start, y - step + 1) - 1
+                step = int(1)
+            y += step
     return warp.vec3i(best_turn, best_x, best_y)
 
 

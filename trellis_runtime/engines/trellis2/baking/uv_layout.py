@@ -4,8 +4,8 @@
             -> `flattening`     each laid flat with little stretch, none over itself
             -> `atlas_packing`  all in one square, at least the padding apart
 
-All of it runs on the tensors' device but for the search for places, which is one thread's work
-(10 to 30 ms on a CPU). The same surface on the same device always gives the same bytes.
+All of it runs on the tensors' device but for the search for places, which is a few threads' work
+on the CPU. The same surface on the same device always gives the same bytes.
 """
 
 from __future__ import annotations
