@@ -8,7 +8,7 @@ import pytest
 import torch
 import warp
 
-from trellis_runtime.engines.trellis2.baking.launch import launch
+from trellis_runtime.engines.trellis2.baking.launch import launch, recorded
 
 
 @warp.kernel(enable_backward=False)  # type: ignore[untyped-decorator]
@@ -66,3 +66,24 @@ def test_a_tensor_of_another_kind_is_refused(
 def test_an_argument_too_few_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         launch(scaled, 5, given()[:3])
+
+
+def test_a_recorded_launch_runs_anew_each_time_over_what_its_tensors_hold_then() -> None:
+    points, factors, bias, out = given()
+    run = recorded(scaled, 5, [points, factors, bias, out])
+    out.zero_()
+    run()
+    assert torch.equal(out, points * factors[:, 1:] + 0.5)
+    points += 1
+    run()
+    assert torch.equal(out, points * factors[:, 1:] + 0.5)
+    recorded(scaled, 0, [torch.zeros(0, 3), torch.zeros(0, 2), 0.5, torch.zeros(0, 3)])()
+
+
+def test_a_recorded_launch_keeps_its_tensors() -> None:
+    points, factors, bias, out = given()
+    run = recorded(scaled, 5, [points.clone(), factors.clone(), bias, out])
+    others = [torch.full((5, 3), 7.0) for _ in range(64)]  # would take freed memory
+    run()
+    assert torch.equal(out, points * factors[:, 1:] + 0.5)
+    assert others

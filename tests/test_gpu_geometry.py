@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import warp
 
 from trellis_runtime.engines.trellis2.baking.gutters import fill_gutters
 from trellis_runtime.engines.trellis2.baking.holes import fill_holes
-from trellis_runtime.engines.trellis2.baking.nearest import Surface, Tree
+from trellis_runtime.engines.trellis2.baking.nearest import Beside, Surface, Tree
 from trellis_runtime.engines.trellis2.baking.remesh import remesh
 from trellis_runtime.engines.trellis2.baking.voxels import VoxelGrid
 
@@ -145,12 +149,28 @@ def test_a_hole_that_touches_another_or_is_open_is_left_alone() -> None:
     assert len(filled(crowded, 1.0).faces) == 3
 
 
+class Ordered(Beside):
+    """Tells what a tree asks of its stream, and whether its points are still there then."""
+
+    def __init__(self, points: Any, told: list[str]) -> None:
+        self.points, self.told = points, told
+
+    def settle(self) -> None:
+        self.told.append("settled" if self.points.ptr is not None else "settled too late")
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        self.told.append("begins")
+        yield
+        self.told.append("built")
+
+
 def test_a_tree_on_a_stream_of_its_own_waits_for_it_before_warp_frees_anything() -> None:
     warp.init()
     points = warp.array(np.eye(3, dtype=np.float32), dtype=warp.vec3, device="cpu")
     corners = warp.array(np.arange(3, dtype=np.int32), device="cpu")
-    waited: list[bool] = []
-    tree = Tree(points, corners, "sah", lambda: waited.append(points.ptr is not None))
-    assert len(waited) == 1
+    told: list[str] = []
+    tree = Tree(points, corners, "sah", Ordered(points, told))
+    assert told == ["begins", "built"]
     del tree
-    assert waited == [True, True]
+    assert told == ["begins", "built", "settled"]

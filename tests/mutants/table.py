@@ -773,7 +773,7 @@ _SPEED: tuple[Mutant, ...] = (
     Mutant(
         "a tree waits for its stream before Warp frees it",
         "trellis_runtime/engines/trellis2/baking/nearest.py",
-        "            settle()\n        super().__del__()\n",
+        "            beside.settle()\n        super().__del__()\n",
         "            pass\n        super().__del__()\n",
         (
             "tests/test_gpu_geometry.py::"
@@ -1051,6 +1051,30 @@ _BAKE: tuple[Mutant, ...] = (
         "ways = 2 * order + (faces[face, k] >= faces[face, (k + 1) % 3])",
         "ways = 2 * order",
         ("tests/test_bake_shells.py::test_which_way_the_given_faces_turn_makes_no_difference",),
+    ),
+    Mutant(
+        "a root is the least of what hangs under it",
+        f"{_BAKING}/component_kernels.py",
+        "met = warp.atomic_cas(parent, high, high, low)\n        if met == high:",
+        "met = warp.atomic_cas(parent, low, low, high)\n        if met == low:",
+        ("tests/test_bake_components.py::test_links_may_come_some_at_a_time_and_more_than_once",),
+    ),
+    Mutant(
+        "a thing's label is its root, however far above",
+        f"{_BAKING}/component_kernels.py",
+        "    while parent[here] != here:\n",
+        "    if parent[here] != here:\n",
+        ("tests/test_bake_components.py::test_random_links_give_what_scipy_finds[400]",),
+    ),
+    Mutant(
+        "a recorded launch keeps the tensors that it reads",
+        f"{_BAKING}/launch.py",
+        "    kept = list(arguments)\n",
+        "    kept = [a.clone() if isinstance(a, Tensor) else a for a in arguments]\n",
+        (
+            "tests/test_bake_launch.py::"
+            "test_a_recorded_launch_runs_anew_each_time_over_what_its_tensors_hold_then",
+        ),
     ),
     Mutant(
         "a kernel gets no tensor of other dimensions than it declares",

@@ -6,7 +6,8 @@ million faces). NVIDIA Warp builds one on the GPU.
 
 # No `from __future__ import annotations` here: Warp reads the kernel's annotations as types.
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import warp
@@ -73,34 +74,51 @@ def _project(
         projected[i] = warp.mesh_eval_position(mesh, found.face, found.u, found.v)
 
 
-class Tree(warp.Mesh):  # type: ignore[misc]
-    """A tree over triangles, on whatever stream it is built and asked.
+class Beside:
+    """A stream of torch's other than its default one, and so not ordered with Warp's frees.
 
-    Warp frees on the device's legacy stream, which waits for torch's default one and for no other:
-    a tree that is used on a stream of its own goes only when that has done its work.
+    Warp frees on the device's legacy stream, which waits for torch's default one and for no other.
     """
 
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def settle(self) -> None:
+        """Wait until the stream has done its work: what it read may then be freed."""
+        self._stream.synchronize()
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Have Warp work where it frees: building frees as it goes, and takes that memory again."""
+        self.settle()
+        legacy = warp.get_device(str(self._stream.device)).null_stream
+        with warp.ScopedStream(legacy, sync_enter=False):
+            yield
+        warp.synchronize_stream(legacy)
+
+
+class Tree(warp.Mesh):  # type: ignore[misc]
+    """A tree over triangles, on whatever stream it is built and asked."""
+
     def __init__(
-        self, points: Any, indices: Any, constructor: str, settle: Callable[[], None] | None
+        self, points: Any, indices: Any, constructor: str, beside: Beside | None = None
     ) -> None:
-        super().__init__(points=points, indices=indices, bvh_constructor=constructor)
-        self._settle = settle
-        if settle is not None:
-            settle()  # building frees as well
+        with nullcontext() if beside is None else beside.building():
+            super().__init__(points=points, indices=indices, bvh_constructor=constructor)
+        self._beside = beside
 
     def __del__(self) -> None:
-        settle: Callable[[], None] | None = getattr(self, "_settle", None)
-        if settle is not None:
-            settle()
+        beside: Beside | None = getattr(self, "_beside", None)
+        if beside is not None:
+            beside.settle()
         super().__del__()
 
 
-def _stream_to_settle(device: Any) -> Callable[[], None] | None:
-    """Return what waits for torch's stream on `device`; None for the default one, and on a CPU."""
+def _beside_default(device: Any) -> Beside | None:
+    """Return torch's stream on `device`; None where it is the default one, and on a CPU."""
     if device.type != "cuda" or current_stream(device) == default_stream(device):
         return None
-    settle: Callable[[], None] = current_stream(device).synchronize
-    return settle
+    return Beside(current_stream(device))
 
 
 class Surface:
@@ -210,7 +228,7 @@ class Surface:
             warp.from_torch(self.vertices, dtype=warp.vec3),
             warp.from_torch(faces.reshape(-1), dtype=warp.int32),
             "lbvh" if faces.is_cuda else "sah",
-            _stream_to_settle(faces.device),
+            _beside_default(faces.device),
         )
 
 
