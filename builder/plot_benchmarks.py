@@ -19,6 +19,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 _WIDTH, _HEIGHT, _PAD = 360, 240, 50
 _COLORS = {"upstream": "#b279a2", "ours": "#4c78a8"}
 _MORE_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756")
+_OTHER_HOST = 1.1  # times as fast: less is what one host differs by from hour to hour
 _RATIO_CASES = {
     "512 to mesh": r"512 image to mesh",
     "1024 to mesh": r"1024 image to mesh",
@@ -49,7 +50,7 @@ def series(rows: Sequence[dict[str, Any]], pattern: str, scale: float) -> dict[s
 def ratios(runs: Sequence[dict[str, Any]]) -> dict[str, Points]:
     """Return each case's points: the host's speed in loops a second, and wall over busy time.
 
-    Nothing where the runs that have both come from less than two hosts' speeds.
+    Nothing where the hosts that have both are all of about one speed.
     """
     found: dict[str, Points] = {}
     for run in runs:
@@ -60,8 +61,10 @@ def ratios(runs: Sequence[dict[str, Any]]) -> dict[str, Points]:
                 if row.get("wall_over_busy") and re.fullmatch(pattern, row["case"]):
                     point = float(run["host_loops_per_s"]), float(row["wall_over_busy"])
                     found.setdefault(name, []).append(point)
-    hosts = {speed for points in found.values() for speed, _ in points}
-    return {name: sorted(points) for name, points in found.items()} if len(hosts) > 1 else {}
+    hosts = [speed for points in found.values() for speed, _ in points]
+    if not hosts or max(hosts) < _OTHER_HOST * min(hosts):
+        return {}
+    return {name: sorted(points) for name, points in found.items()}
 
 
 def panel(left: int, title: str, unit: str, lines: dict[str, Points]) -> str:

@@ -35,7 +35,7 @@ def test_each_case_has_a_point_for_each_host_in_order_of_speed() -> None:
     }
 
 
-@pytest.mark.parametrize("runs", [[], [a_run(9.0, 1.1)], [a_run(9.0, 1.1), a_run(9.0, 1.2)]])
+@pytest.mark.parametrize("runs", [[], [a_run(9.0, 1.1)], [a_run(9.0, 1.1), a_run(9.4, 1.2)]])
 def test_one_host_alone_is_no_plot(runs: list[dict[str, Any]]) -> None:
     assert ratios(runs) == {}
 
