@@ -259,8 +259,8 @@ class Trellis2(_Slice):
     overlap: bool = Field(
         False,
         description="1: bake the geometry on a second thread while the texture is sampled, where "
-        "memory has room for both. Experimental: it failed on a card, after a first mend too, and the "
-        "second has not run on one.",
+        "memory has room for both. Experimental: it failed on a card, after a first mend too, and "
+        "the second has not run on one.",
     )
     fetch_ahead: bool = Field(
         False,
