@@ -108,7 +108,9 @@ def assert_manifold(faces: NDArray[Any]) -> None:
     number = int(faces.max()) + 1  # an edge is one number: rows are slow to sort
     edges = here * number + then
     assert len(np.unique(edges)) == len(edges)
-    _, uses = np.unique(np.minimum(here, then) * number + np.maximum(here, then), return_counts=True)
+    _, uses = np.unique(
+        np.minimum(here, then) * number + np.maximum(here, then), return_counts=True
+    )
     assert (uses == 2).all()
     # Around a vertex, each corner's last edge is another's first: all of them make one ring.
     order = np.argsort(edges)

@@ -245,9 +245,7 @@ def _lines(key: Tensor) -> tuple[Tensor, Tensor]:
     return key[begin], torch.diff(begin, append=begin.new_tensor([len(key)]))
 
 
-def _half_turn(
-    key: Tensor, length: Tensor, columns: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor]:
+def _half_turn(key: Tensor, length: Tensor, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return runs (N,) turned by 180 degrees in charts of so many columns and rows (charts,)."""
     chart = key >> 32
     row = rows[chart] - 1 - ((key >> 16) & 65535)
