@@ -222,7 +222,7 @@ def cell_runs(chart: Tensor, x: Tensor, y: Tensor, sizes: Tensor) -> tuple[Ints,
     """Return runs (N, 3) int32 of cells: row, column, length; and where each chart's turns begin.
 
     The cells, (N,) each, come by chart, row (y) and column (x); `sizes` are columns and rows
-    (charts, 2). Runs are sorted by chart, turn (0..3 quarter turns to the left), and the longest first.
+    (charts, 2). Runs are sorted by chart, turn (0..3 quarter turns to the left), the longest first.
     """
     width, height = sizes.long().unbind(1)
     flat = _lines((chart << 32) | (y << 16) | x)  # cells come in this order
