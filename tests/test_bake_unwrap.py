@@ -491,10 +491,10 @@ def test_a_charts_runs_are_its_cells_in_each_quarter_turn_and_the_longest_come_f
     rng = np.random.default_rng(3)
     masks = [rng.random(rng.integers(1, 30, 2)) < 0.7 for _ in range(20)]
     of = [np.argwhere(mask) for mask in masks]  # row and column
-    chart = np.repeat(np.arange(len(of)), [len(cells) for cells in of])
-    y, x = np.concatenate(of).T
+    chart = torch.repeat_interleave(torch.tensor([len(cells) for cells in of]))
+    y, x = torch.from_numpy(np.concatenate(of)).unbind(1)
     sizes = torch.tensor([mask.shape[::-1] for mask in masks]).int()
-    runs, begins = cell_runs(*(torch.from_numpy(part) for part in (chart, x, y)), sizes)
+    runs, begins = cell_runs(chart, x, y, sizes)
     for number, mask in enumerate(masks):
         for turn in range(4):
             own = runs[begins[4 * number + turn] : begins[4 * number + turn + 1]]
