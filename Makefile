@@ -51,7 +51,7 @@ test: $(VENV)/dev ## run the tests
 	$(PY) -m pytest $(ARGS)
 
 coverage: $(VENV)/dev ## run the tests, two files at a time, and hold coverage to its floor
-	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=json:coverage.json --cov-report= $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=json:coverage.json --cov-report= $(ARGS)
 	$(PY) -m checks.coverage_floor coverage.json
 
 mutants: $(VENV)/dev ## break one rule at a time; the tests that guard it must fail (WORD= picks rows)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import sys
+from types import ModuleType
 from typing import Any, NoReturn
 
 os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the SDK's DEBUG prints whole jobs
@@ -15,9 +17,25 @@ from trellis_runtime.worker.last_word import Poster
 from trellis_runtime.worker.worker import Worker
 
 
+def import_sdk() -> ModuleType:
+    """Import the SDK without its search for the processor's name, which takes more than a second.
+
+    It is asked for when a module of the SDK is imported, and shown by the SDK's debugger alone.
+    """
+    import cpuinfo
+
+    search = cpuinfo.get_cpu_info
+    cpuinfo.get_cpu_info = lambda: {"brand_raw": platform.machine()}
+    try:
+        import runpod
+    finally:
+        cpuinfo.get_cpu_info = search
+    return runpod
+
+
 def serve(worker: Worker) -> int:
     """Serve jobs until the platform ends the process; returns its exit code."""
-    import runpod
+    runpod = import_sdk()
     from runpod.serverless.modules import rp_http
     from runpod.serverless.modules.rp_progress import _thread_target as send_update
 

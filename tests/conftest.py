@@ -8,6 +8,7 @@ import os
 # thread the bake's tests take a tenth of the time. Set before any of them is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import importlib.util
 import io
 import json
@@ -51,6 +52,26 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+LONGEST = (
+    "browser", "engine_contract", "platform", "joints_engine", "chaos", "mixed", "soak", "server",
+    "documents", "bake_promises", "bake_unwrap", "bake_shells", "variants", "delivery_truth",
+)  # fmt: skip
+"""Files that take a minute and more: begun first, so that none is left alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; `--no-loadscope-reorder` has two workers keep that order."""
+    last = len(LONGEST)
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, last))  # others as they were
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let no collection of garbage look at what was imported: 0.4 s each time, and jobs ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -160,6 +181,15 @@ def khronos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], None]
         assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"]
 
     return validate
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One browser for the tests of a file; each works in a tab of its own, `test_browser.browser`."""
+    from builder.make_screenshots import browser
+
+    with browser(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 STAND_IN = Path(__file__).parent / "upstream_stand_in"

@@ -9,7 +9,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking.atlas_packing import default_padding, pack
+from trellis_runtime.engines.trellis2.baking.atlas_packing import cell_runs, default_padding, pack
 from trellis_runtime.engines.trellis2.baking.chart_set import (
     cut_into_charts,
     exact_sum_by,
@@ -202,16 +202,17 @@ def test_sixty_rotated_boxes_have_one_density_and_no_overlap(subdivisions: int, 
     mesh = rotated_boxes(subdivisions)
     layout = unwrapped(mesh, size)
     density, number = densities(layout)
+    twice = overlap(layout, size)
     print(
         f"{len(mesh.faces)} faces at {size}: {layout.count} charts, density"
         f" {float(density.min()):.5f} to {float(density.max()):.5f}, overlap"
-        f" {overlap(layout, size):.1e}, {layout.utilization:.3f} of the texture"
+        f" {twice:.1e}, {layout.utilization:.3f} of the texture"
     )
     assert 350 <= layout.count <= 360  # six a box, but where small ones join another
     assert float(density.min()) == pytest.approx(1, abs=1e-3)
     assert float(density.max()) == pytest.approx(1, abs=1e-3)
     assert bool((number >= 2 * 4**subdivisions).all())
-    assert overlap(layout, size) == 0
+    assert twice == 0
     assert layout.utilization > (0.65 if size == 512 else 0.75)
     assert_sound(layout, *tensors(mesh), size)
 
@@ -484,6 +485,25 @@ def test_packing_turns_and_moves_charts_and_nothing_else() -> None:
     assert torch.allclose(
         signed_areas(flat, charts.faces) * sides**2, signed_areas(uvs, charts.faces), atol=1e-5
     )
+
+
+def test_a_charts_runs_are_its_cells_in_each_quarter_turn_and_the_longest_come_first() -> None:
+    rng = np.random.default_rng(3)
+    masks = [rng.random(rng.integers(1, 30, 2)) < 0.7 for _ in range(20)]
+    of = [np.argwhere(mask) for mask in masks]  # row and column
+    chart = torch.repeat_interleave(torch.tensor([len(cells) for cells in of]))
+    y, x = torch.from_numpy(np.concatenate(of)).unbind(1)
+    sizes = torch.tensor([mask.shape[::-1] for mask in masks]).int()
+    runs, begins = cell_runs(chart, x, y, sizes)
+    for number, mask in enumerate(masks):
+        for turn in range(4):
+            own = runs[begins[4 * number + turn] : begins[4 * number + turn + 1]]
+            assert (np.diff(own[:, 2]) <= 0).all()
+            drawn_again = np.zeros_like(np.rot90(mask, -turn), int)
+            for row, column, length in own:
+                drawn_again[row, column : column + length] += 1
+                assert not drawn_again[row, column + length : column + length + 1].any()
+            assert np.array_equal(drawn_again, np.rot90(mask, -turn))
 
 
 def test_sums_do_not_depend_on_the_order() -> None:

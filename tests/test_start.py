@@ -133,6 +133,20 @@ def test_the_platform_is_told_how_many_jobs_there_is_room_for(tmp_path: Path) ->
     worker.close()
 
 
+def test_the_sdk_is_imported_without_a_search_for_the_processors_name() -> None:
+    program = (
+        "import cpuinfo, handler\n"
+        "asked = []\n"
+        "search = cpuinfo.get_cpu_info = lambda: asked.append(1) or {}\n"
+        "sdk = handler.import_sdk()\n"
+        "print(asked == [], cpuinfo.get_cpu_info is search, callable(sdk.serverless.start))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True"] * 3
+
+
 def test_the_gpu_engine_runs_two_generations_at_most() -> None:
     for wished in ("2", "3"):
         wanted = {"TRELLIS2_ENGINE": "trellis2", "MAX_CONCURRENT_GENERATIONS": wished}

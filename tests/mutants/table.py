@@ -977,6 +977,13 @@ _DELIVERY: tuple[Mutant, ...] = (
         ("tests/test_last_word.py::test_a_result_is_posted_until_it_is_taken[[429]]",),
     ),
     Mutant(
+        "a worker starts without the SDK's search for the processor's name",
+        "handler.py",
+        '    cpuinfo.get_cpu_info = lambda: {"brand_raw": platform.machine()}\n',
+        "",
+        ("tests/test_start.py::test_the_sdk_is_imported_without_a_search_for_the_processors_name",),
+    ),
+    Mutant(
         "a stage that does not return is given up",
         _WATCHDOG,
         "    while not running.done() and not end.passed:",

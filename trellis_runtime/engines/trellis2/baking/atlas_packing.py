@@ -159,7 +159,7 @@ def _packed(
     """
     cells = flat * scale + grid.margin
     columns_rows = (size * scale + 2 * grid.margin).ceil().int().clamp(min=1)
-    runs, begins = _runs(*_touched(cells, charts, columns_rows, grid.margin), columns_rows)
+    runs, begins = cell_runs(*_touched(cells, charts, columns_rows, grid.margin), columns_rows)
     sizes = columns_rows.cpu().numpy()
     with on_host():
         best = _placed(runs, begins, sizes, grid.side, strategies)
@@ -224,26 +224,37 @@ def _touched(
     return chart, within % width[chart], within // width[chart]
 
 
-def _runs(chart: Tensor, x: Tensor, y: Tensor, sizes: Tensor) -> tuple[Ints, Ints]:
+def cell_runs(chart: Tensor, x: Tensor, y: Tensor, sizes: Tensor) -> tuple[Ints, Ints]:
     """Return runs (N, 3) int32 of cells: row, column, length; and where each chart's turns begin.
 
-    Sorted by chart, turn (0..3 quarter turns to the left), and the longest first.
+    The cells, (N,) each, come by chart, row (y) and column (x); `sizes` are columns and rows
+    (charts, 2). Runs are sorted by chart, turn (0..3 quarter turns to the left), the longest first.
     """
-    width, height = sizes.long()[chart].unbind(1)
-    turns = [(x, y), (height - 1 - y, x), (width - 1 - x, height - 1 - y), (y, width - 1 - x)]
-    found = []
-    for turn, (column, row) in enumerate(turns):
-        key = ((chart * 4 + turn) << 32) | (row << 16) | column
-        key = key.sort().values
-        first = torch.ones_like(key, dtype=torch.bool)
-        first[1:] = key[1:] != key[:-1] + 1
-        begin = first.nonzero()[:, 0]
-        end = torch.cat([begin[1:], begin.new_tensor([len(key)])])
-        found.append(torch.stack([key[begin], end - begin], 1))
-    key, length = torch.cat(found).unbind(1)
-    group = key >> 32
+    width, height = sizes.long().unbind(1)
+    flat = _lines((chart << 32) | (y << 16) | x)  # cells come in this order
+    steep = _lines(((chart << 32) | (x << 16) | (height[chart] - 1 - y)).sort().values)
+    turns = [flat, steep, _half_turn(*flat, width, height), _half_turn(*steep, height, width)]
+    key, length = (torch.cat(parts) for parts in zip(*turns, strict=True))
+    group = torch.cat([(first >> 32) * 4 + turn for turn, (first, _) in enumerate(turns)])
     order = ((group << 16) | (65535 - length)).argsort(stable=True)
     key, length, group = key[order], length[order], group[order]
     runs = torch.stack([(key >> 16) & 65535, key & 65535, length], 1).int()
     begins = torch.searchsorted(group, torch.arange(4 * len(sizes) + 1, device=key.device))
     return runs.cpu().numpy(), begins.int().cpu().numpy()
+
+
+def _lines(key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first of each run of consecutive keys (N,), and how many they are (N,)."""
+    first = torch.ones_like(key, dtype=torch.bool)
+    first[1:] = key[1:] != key[:-1] + 1
+    begin = first.nonzero()[:, 0]
+    return key[begin], torch.diff(begin, append=begin.new_tensor([len(key)]))
+
+
+def _half_turn(key: Tensor, length: Tensor, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return runs (N,) turned by 180 degrees in charts of so many columns and rows (charts,)."""
+    chart = key >> 32
+    row = rows[chart] - 1 - ((key >> 16) & 65535)
+    column = columns[chart] - (key & 65535) - length
+    # From the last to the first, which keeps each chart's own in order.
+    return ((chart << 32) | (row << 16) | column).flip(0), length.flip(0)
