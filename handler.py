@@ -22,8 +22,12 @@ def import_sdk() -> ModuleType:
 
     It is asked for when a module of the SDK is imported, and shown by the SDK's debugger alone.
     """
-    import cpuinfo
+    try:
+        import cpuinfo
+    except ImportError:  # an SDK that no longer asks
+        import runpod
 
+        return runpod
     search = cpuinfo.get_cpu_info
     cpuinfo.get_cpu_info = lambda: {"brand_raw": platform.machine()}
     try:
