@@ -79,6 +79,9 @@ class Capabilities(WireModel):
     expected: dict[str, dict[str, Any] | None] = Field(
         description="What a job with each preset should take; null where none has run yet."
     )
+    expected_files: dict[str, dict[str, float]] = Field(
+        description="Seconds that a finish of each format adds, by preset; those that are known."
+    )
     endpoint_possible: bool = Field(description="Whether jobs can be sent to a RunPod endpoint.")
 
 
@@ -126,6 +129,7 @@ def _capabilities(served: Served, endpoint: str | None) -> Capabilities:
         formats=[name for name, facts in FILE_FORMATS.items() if are_installed(facts.packages)],
         presets=PRESETS,
         expected=jobs.expectations.presets(endpoint),
+        expected_files=jobs.expectations.files(endpoint),
         endpoint_possible=worker.settings.remote.api_key is not None,
     )
 
