@@ -72,7 +72,9 @@ class Capabilities(WireModel):
     """What this server takes, and what past jobs lead to expect."""
 
     engine: EngineInfo
-    ignored_fields: list[str] = Field(description="Fields of a request that this engine ignores.")
+    ignored_fields: list[str] = Field(
+        description="Fields of a request that this engine ignores or refuses."
+    )
     picture: PictureLimits
     formats: list[str] = Field(description="Formats of finishes that this server can write.")
     presets: dict[str, dict[str, Any]] = Field(description="The fields that each preset sets.")
@@ -118,7 +120,7 @@ def _capabilities(served: Served, endpoint: str | None) -> Capabilities:
     limits, engine = worker.settings.image, worker.engine
     return Capabilities(
         engine=engine.info(),
-        ignored_fields=list(engine.ignored_fields),
+        ignored_fields=[*engine.ignored_fields, *(() if engine.detail_maps else ("output.maps",))],
         picture=PictureLimits(
             formats=list(FORMATS),
             max_bytes=limits.max_bytes,

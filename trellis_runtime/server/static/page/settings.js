@@ -97,7 +97,7 @@ export class Settings {
 
   // Only what differs from the preset's own values is sent.
   request() {
-    const asked = { preset: this.preset };
+    const asked = this.preset ? { preset: this.preset } : {};
     for (const [path, control] of this.controls) if (control.changed) put(asked, path, control.read());
     if (this.#chosen().length) put(asked, "output.finishes", this.#chosen());
     return asked;
@@ -105,7 +105,7 @@ export class Settings {
 
   // Takes the settings of an earlier request.
   take(request) {
-    this.choose(request.preset || "fast");
+    this.choose(request.preset || null);  // none: what the schema says, which no card promises
     for (const [path, control] of this.controls) {
       const value = at(request, path);
       control.changed = value !== undefined && value !== null && !(Array.isArray(value) && !value.length);
@@ -160,7 +160,7 @@ export class Settings {
     const back = h("button", { type: "button", class: "flat", "aria-label": `reset ${path}`, onclick: () => { control.changed = false; this.#show(); } }, "↺");
     control.back = back;
     const range = field.minimum === undefined ? "" : `${field.minimum} to ${field.maximum} `;
-    const about = `${field.description || ""}${ignored ? " This engine ignores it." : ""}`;
+    const about = `${field.description || ""}${ignored ? " This engine does nothing with it." : ""}`;
     control.row = h("div", { class: ignored ? "field ignored" : "field", title: about },
       input.getAttribute("role") === "group" ? h("span", {}, name) : h("label", { for: input.id }, name), input,
       h("span", { class: "unit" }, `${range}${UNITS[path] || ""}`), back);
