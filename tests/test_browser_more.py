@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,11 +21,13 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from builder.make_screenshots import EXAMPLE, show
 from builder.make_screenshots import browser as chromium
-from builder.make_screenshots import show
 from tests import processes
 from tests.test_browser import (
+    KEPT,
     SMALL,
+    cells,
     choose,
     click,
     element,
@@ -31,11 +35,13 @@ from tests.test_browser import (
     make_it,
     open_page,
     pytestmark,  # noqa: F401 - skips without a browser
+    shot,
+    unlike,
     until,
 )
 from tests.test_server import free_port, picture, serving, until_ready
 
-SLOW = {"preset": "game_asset", "decimation_target": 800_000, "texture_size": 4096}
+EXAMPLES = EXAMPLE.parent
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +265,84 @@ def test_a_closed_overlay_gives_the_focus_back(
     until(browser, lambda b: b.execute_script(element_of) == "overlay-close")
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert browser.execute_script(element_of) == "roughness"
+
+
+@pytest.fixture(scope="module")
+def one_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the only job of a server, always the same."""
+    duck = (EXAMPLES / "duck.webp").read_bytes()
+    with serving(tmp_path_factory.mktemp("one")) as url:
+        asked = {"image": base64.b64encode(duck).decode(), "seed": 7, "preset": "fast"}
+        yield f"{url}/#job={ended(url, asked)['id']}"
+
+
+def standing(browser: Any, name: str) -> Image.Image:
+    """A screenshot of the whole page once it stands still, and no poster is faded out any more."""
+    last: list[Image.Image] = []
+
+    def still(browser: Any) -> bool:
+        last.append(shot(browser, name))
+        both = [cells(image) for image in last[-2:]]
+        return len(last) > 3 and bool(np.abs(both[0] - both[1]).max() < 1)
+
+    until(browser, still)
+    return last[-1]
+
+
+def test_a_finished_job_looks_as_it_was_kept(browser: Any, one_job: str) -> None:
+    """PAGE_KEEP=1 keeps today's instead, to be looked at and committed."""
+    open_page(browser, one_job)
+    until(browser, lambda b: element(b, "inspector").is_displayed())
+    until(browser, lambda b: b.execute_script("return document.querySelector('#viewer').loaded"))
+    until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#history img"))
+    browser.execute_script(  # how long it took is the machine's
+        "for (const e of document.querySelectorAll('#numbers, .expected')) e.remove()"
+    )
+    sides = [(390, 844), (820, 1100), (1440, 900)]
+    for (width, height), scheme in itertools.product(sides, ("light", "dark")):
+        show(browser, width, height, scheme)
+        browser.execute_script("scrollTo(0, 0)")
+        name = f"done-{width}-{scheme}"
+        image, kept = standing(browser, name), KEPT / f"{name}.png"
+        if os.environ.get("PAGE_KEEP"):
+            Image.fromarray(cells(image).round().astype(np.uint8)).save(kept, optimize=True)
+        assert unlike(image, kept) is None, name
+        browser.execute_script("document.querySelector('#viewer').style.visibility = 'hidden'")
+        assert unlike(shot(browser, f"bare-{width}-{scheme}"), kept) is not None, name
+        browser.execute_script("document.querySelector('#viewer').style.visibility = ''")
+
+
+def test_a_token_is_asked_for_and_what_it_guards_is_seen(browser: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("typed-by-hand-7\n")
+    with serving(tmp_path / "out", "--token-file", str(secret)) as url:
+        browser.get(url)
+        for given, said in (("wrong", "wants a token"), (secret.read_text(), "not accepted")):
+            until(browser, lambda b, s=said: s in element(b, "sign-in-words").text)
+            element(browser, "token").send_keys(given.strip(), Keys.ENTER)
+        until(browser, lambda b: "ready" in element(b, "worker").text)
+        choose(browser, tmp_path, picture(120))
+        make_it(browser)
+        until(browser, lambda b: element(b, "inspector").is_displayed())
+        until(browser, lambda b: b.execute_script("return viewer.loaded"))
+        seen = "return document.querySelector('#history img')?.naturalWidth"
+        until(browser, lambda b: b.execute_script(seen))
+        click(browser, "#sign-out")
+        until(browser, lambda b: element(b, "sign-in").is_displayed())
+        assert not browser.find_elements(By.CSS_SELECTOR, "#history img")
+
+
+def test_jobs_beyond_the_first_of_the_strip_are_shown_when_asked_for(
+    browser: Any, out: Path, url: str, made: dict[str, Any]
+) -> None:
+    for number in range(45):
+        shutil.copytree(out / made["id"], out / f"copy-{number}")
+    open_page(browser, url)
+    until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#history li")) == 41)
+    click(browser, "#history li:last-child button")
+    until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#history img")) > 45)
+    for number in range(45):
+        shutil.rmtree(out / f"copy-{number}")
 
 
 @contextmanager

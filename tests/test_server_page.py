@@ -256,7 +256,8 @@ def test_a_job_of_several_seeds_is_expected_to_take_what_others_of_as_many_took(
 def test_each_finished_file_adds_what_such_files_took() -> None:
     expectations = Expectations()
     expectations.learn(None, {"preset": "fast"}, answered(2.0, 10))
-    asked = {"preset": "fast", "output": {"finishes": [{"name": "a", "format": "obj"}]}}
+    one = {"name": "a", "format": "obj"}
+    asked = {"preset": "fast", "output": {"finishes": [one]}}
     files = [{"format": "obj", "seconds": 3.0, "error": None},
              {"format": "stl", "seconds": 9.0, "error": {"code": "x"}}]  # fmt: skip
     made = answered(2.5, 10) | {"files": files}
@@ -266,9 +267,10 @@ def test_each_finished_file_adds_what_such_files_took() -> None:
     assert plain is not None and with_files is not None
     assert (plain.seconds, with_files.seconds) == (2.25, 5.25)
     assert with_files.stages["finish"] == 3.0
-    both = asked | {"output": {"finishes": [*asked["output"]["finishes"],
-                                            {"name": "b", "format": "obj"}]}}  # fmt: skip
-    assert expectations.expect(None, both).seconds == 8.25
+    both = {"preset": "fast", "output": {"finishes": [one, one | {"name": "b"}]}}
+    found = expectations.expect(None, both)
+    assert found is not None
+    assert found.seconds == 8.25
     assert expectations.files()["fast"] == {"obj": 3.0}
     assert expectations.expect(None, {"preset": "fast", "output": {"compression": "draco"}}) is None
 
