@@ -116,6 +116,54 @@ def test_completed_without_a_result_is_a_failure(tmp_path: Path) -> None:
         assert ended(url, submit(url))["state"] == "failed"
 
 
+def told(output: Any, **beside: Any) -> tuple[int, bytes]:
+    return 200, json.dumps({"status": "COMPLETED", "output": output} | beside).encode()
+
+
+DEEP = b'{"status": "COMPLETED", "output": ' + b'{"a": ' * 900 + b"1" + b"}" * 901
+ODD: dict[str, Any] = {
+    "no variants": lambda answer: told(answer | {"variants": 0}),
+    "a number for variants": lambda answer: told(answer | {"variants": 5}),
+    "a number for the mesh": lambda answer: told(answer | {"mesh": 5}),
+    "a file without an address": lambda answer: told(answer | {"artifact": {"bytes": 1}}),
+    "nothing for the degradation": lambda answer: told(answer | {"degradation": None}),
+    "words for warnings": lambda answer: told(answer | {"warnings": "none"}),
+    "no number": lambda answer: told(answer | {"note": float("nan")}),
+    "nothing at all": lambda _: told({}),
+    "nesting": lambda _: (200, DEEP),
+    "a list for the error": lambda _: told({"error": ["a"], "code": [1], "retryable": "no"}),
+    "half a character": lambda _: told({"error": "\ud800", "code": "\ud800"}),
+    "an object beside": lambda _: (200, b'{"status": "FAILED", "error": {"error_type": "x"}}'),
+    "junk of a cancelled job": lambda _: told({"mesh": 5}, status="CANCELLED"),
+}  # fmt: skip
+
+
+def test_an_answer_of_another_kind_ends_its_job_and_every_job_can_still_be_seen(
+    tmp_path: Path,
+) -> None:
+    endpoint = Endpoint([RUNNING])
+    with beside(endpoint, tmp_path) as url:
+        good = requests.post(f"{url}/generate", json=body(), timeout=120).json()
+        for name, odd in ODD.items():
+            endpoint.answers = [odd(good)]
+            view = ended(url, submit(url))
+            assert view["state"] == ("cancelled" if "cancelled" in name else "failed"), name
+            assert isinstance((view["answer"] or {"error": ""})["error"], str), name
+            assert requests.get(f"{url}/jobs", timeout=9).status_code == 200, name
+        assert len(requests.get(f"{url}/jobs", timeout=9).json()) == len(ODD) + 1
+        assert requests.get(f"{url}/metrics", timeout=9).status_code == 200
+
+
+def test_a_newer_workers_answer_is_taken_with_what_it_has_more(tmp_path: Path) -> None:
+    endpoint = Endpoint([RUNNING])
+    with beside(endpoint, tmp_path) as url:
+        asked = body(output={"delivery": "inline"})
+        good = requests.post(f"{url}/generate", json=asked, timeout=120).json()
+        endpoint.answers = [told(good | {"of_tomorrow": 1})]
+        view = ended(url, submit(url))
+        assert (view["state"], view["answer"]["of_tomorrow"]) == ("done", 1)
+
+
 def test_a_cancel_during_submit_is_carried_there(tmp_path: Path) -> None:
     endpoint = Endpoint([RUNNING], submit_s=2.0)
     with beside(endpoint, tmp_path) as url:

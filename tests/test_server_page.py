@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,27 @@ def test_the_list_holds_no_result_and_its_pictures_have_addresses(
     assert (given.content, given.headers["content-type"]) == (picture(), "image/png")
 
 
+def test_a_damaged_folder_hides_no_other_job(
+    url: str, out: Path, done: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = json.loads((out / done["id"] / "answer.json").read_bytes())
+    for number, odd in enumerate(({"variants": 0}, [], answer | {"mesh": 5}, "a" * 9)):
+        (out / f"odd-{number}").mkdir()
+        (out / f"odd-{number}/answer.json").write_text(json.dumps(odd))
+    for number, odd in enumerate(([], {"request": 5}, {"created": "now"}, {"endpoint": []})):
+        shutil.copytree(out / done["id"], out / f"asked-{number}")
+        (out / f"asked-{number}/request.json").write_text(json.dumps(odd))
+    listed = {line["id"]: line for line in requests.get(f"{url}/jobs", timeout=9).json()}
+    assert done["id"] in listed
+    assert not any(name.startswith("odd-") for name in listed)
+    assert all(listed[f"asked-{number}"]["preset"] is None for number in range(4))
+    gone, glob = out / "gone/answer.json", Path.glob  # deleted while the list is made
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*glob(self, pattern), gone])
+    assert done["id"] in [line["id"] for line in Jobs(None, out, print).history(200)[0]]
+    for name in [*(f"odd-{n}" for n in range(4)), *(f"asked-{n}" for n in range(4))]:
+        shutil.rmtree(out / name)
+
+
 def test_the_list_comes_in_pages(url: str, done: dict[str, Any]) -> None:
     run(url)
     everything = [line["id"] for line in requests.get(f"{url}/jobs", timeout=9).json()]
@@ -174,7 +196,7 @@ def test_what_a_preset_takes_is_learnt_from_jobs_and_survives_a_restart(
     told = requests.get(f"{url}/capabilities", timeout=9).json()
     assert told["expected"]["fast"]["bytes"] == made["answer"][MODEL.field]["bytes"]
     assert told["expected"]["game_asset"] is None
-    assert "sampler" in told["ignored_fields"]
+    assert {"sampler", "strict", "output.maps"} <= set(told["ignored_fields"])
     assert told["endpoint_possible"] is False
     with serving(out) as again:
         learnt = requests.get(f"{again}/capabilities", timeout=9).json()["expected"]
@@ -229,6 +251,28 @@ def test_a_job_of_several_seeds_is_expected_to_take_what_others_of_as_many_took(
     assert found is not None
     assert (found.seconds, found.bytes, found.jobs) == (3.0, 22, 1)
     assert expectations.expect(None, {"preset": "fast", "variants": 2}) is None
+
+
+def test_each_finished_file_adds_what_such_files_took() -> None:
+    expectations = Expectations()
+    expectations.learn(None, {"preset": "fast"}, answered(2.0, 10))
+    one = {"name": "a", "format": "obj"}
+    asked = {"preset": "fast", "output": {"finishes": [one]}}
+    files = [{"format": "obj", "seconds": 3.0, "error": None},
+             {"format": "stl", "seconds": 9.0, "error": {"code": "x"}}]  # fmt: skip
+    made = answered(2.5, 10) | {"files": files}
+    made["timings"]["finish"] = 12.0
+    expectations.learn(None, asked, made)
+    plain, with_files = (expectations.expect(None, one) for one in ({"preset": "fast"}, asked))
+    assert plain is not None and with_files is not None
+    assert (plain.seconds, with_files.seconds) == (2.25, 5.25)
+    assert with_files.stages["finish"] == 3.0
+    both = {"preset": "fast", "output": {"finishes": [one, one | {"name": "b"}]}}
+    found = expectations.expect(None, both)
+    assert found is not None
+    assert found.seconds == 8.25
+    assert expectations.files()["fast"] == {"obj": 3.0}
+    assert expectations.expect(None, {"preset": "fast", "output": {"compression": "draco"}}) is None
 
 
 def test_only_addresses_of_files_are_changed() -> None:

@@ -608,6 +608,36 @@ _SERVER_DOORS: tuple[Mutant, ...] = (
         (_PAGE + "test_a_follower_sees_the_end_that_came_while_it_was_being_told",),
     ),
     Mutant(
+        "an endpoint's answer is held to the schema before any job is listed",
+        "trellis_runtime/server/endpoint.py",
+        'return "done", parse_answer(json.dumps(output))',
+        'return "done", output',
+        (
+            "tests/test_server_endpoint.py::test_an_answer_of_another_kind_ends_its_job_and_every_job_can_still_be_seen",
+        ),
+    ),
+    Mutant(
+        "a damaged answer on the disk hides no other job",
+        "trellis_runtime/server/kept.py",
+        "answer = parse_answer((folder / ANSWER.name).read_bytes())",
+        "answer = json.loads((folder / ANSWER.name).read_bytes())",
+        (_PAGE + "test_a_damaged_folder_hides_no_other_job",),
+    ),
+    Mutant(
+        "a job that is deleted while the list is made hides no other",
+        "trellis_runtime/server/jobs.py",
+        "key=_written, reverse=True",
+        "key=lambda path: path.stat().st_mtime, reverse=True",
+        (_PAGE + "test_a_damaged_folder_hides_no_other_job",),
+    ),
+    Mutant(
+        "what finished files take is told apart from the model",
+        "trellis_runtime/server/expectation.py",
+        "        stages.pop(Stage.FINISH, None)\n",
+        "",
+        (_PAGE + "test_each_finished_file_adds_what_such_files_took",),
+    ),
+    Mutant(
         "a file that is no job's own outlives the job",
         "trellis_runtime/server/kept.py",
         "for path in beside + [path for path, _ in _results(folder)]:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -252,6 +253,22 @@ class VariantsResult(_Job):
 Answer = GenerationResult | VariantsResult
 ANSWERS: TypeAdapter[GenerationResult | VariantsResult] = TypeAdapter(Answer)
 """Reads an answer's JSON."""
+
+
+def parse_answer(text: str | bytes) -> dict[str, Any]:
+    """Return the answer to a job that succeeded, as JSON has it; `text` comes from elsewhere.
+
+    Fields that this version does not know stay in it: a newer worker may have written it. Raises
+    `ValueError` where a field that it does know is missing or of another kind, and on what no JSON
+    can hold.
+    """
+    ANSWERS.validate_json(text, extra="ignore")
+    told: dict[str, Any] = json.loads(text, parse_constant=_no_number)
+    return told
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def result_schema() -> dict[str, Any]:

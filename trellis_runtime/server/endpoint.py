@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
+from trellis_runtime.contract.answer import parse_answer
 from trellis_runtime.contract.scope import JobScope
 from trellis_runtime.delivery.fetch import exchange
 from trellis_runtime.errors import EndpointFailed, InvalidInput, StorageFailed, UrlRefused
@@ -18,6 +19,7 @@ _JOB = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _ANYWHERE = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))  # the operator names it
 _LIMITS = FetchLimits(timeout_s=30.0, allow_networks=_ANYWHERE)
 _MOST_READ = 32_000_000  # bytes; the platform takes 20 MB of a result
+_LONGEST_NAME, _LONGEST_ERROR = 100, 4_000  # characters
 _STATES = {"COMPLETED": "done", "FAILED": "failed", "TIMED_OUT": "failed", "CANCELLED": "cancelled"}
 
 
@@ -46,21 +48,14 @@ class Endpoint:
         output = told.get("output")
         state = _STATES.get(str(told.get("status")), "running")
         update = output if isinstance(output, dict) and state == "running" else {}
-        if state == "failed" and not isinstance(output, dict):
-            output = EndpointFailed(str(told.get("error") or "the job failed")).to_wire(job_id)
-        if (
-            state == "failed" and isinstance(output, dict) and "error" not in output
-        ):  # the platform moves it out of the output
-            output = output | {"error": str(told.get("error") or "the job failed")}
-        if state == "done" and not isinstance(output, dict):
-            output = EndpointFailed("the job was completed without a result").to_wire(job_id)
-        if state == "done" and isinstance(output, dict) and "error" in output:
-            state = "failed"
+        answer = None
+        if state in ("done", "failed"):
+            state, answer = _ending(state, output, told.get("error"), job_id)
         return {
             "state": state,
-            "stage": str(update.get("stage", "queued")),
+            "stage": _text(update.get("stage", "queued"), _LONGEST_NAME),
             "progress": _fraction(update.get("progress")),
-            "answer": None if state == "running" else output,
+            "answer": answer,
         }
 
     def cancel(self, job_id: str) -> None:
@@ -93,6 +88,43 @@ class Endpoint:
         if not isinstance(told, dict):
             raise EndpointFailed("the endpoint answered no JSON object")
         return told
+
+
+def _ending(state: str, output: Any, beside: Any, job_id: str) -> tuple[str, dict[str, Any]]:
+    """Return how a job ended, and its answer; what is no answer of a worker is a failure.
+
+    `beside` is where the platform moves the output's error to.
+    """
+    if state == "failed" or (isinstance(output, dict) and "error" in output):
+        return "failed", _failure(output, beside, job_id)
+    if not isinstance(output, dict):
+        return "failed", _failure(None, "the job was completed without a result", job_id)
+    try:
+        return "done", parse_answer(json.dumps(output))
+    except (ValueError, RecursionError):
+        text = "the job was completed with what is no answer of this worker"
+        return "failed", _failure(None, text, job_id)
+
+
+def _failure(output: Any, beside: Any, job_id: str) -> dict[str, Any]:
+    """Return an answer that says why a job failed, each field of the kind that ours has."""
+    told = output if isinstance(output, dict) else {}
+    text = _text(told.get("error") or beside or "the job failed", _LONGEST_ERROR)
+    failure = EndpointFailed(text).to_wire(job_id)
+    if told:  # a worker's own words, which begin with its own code
+        failure["error"] = text
+    for name in ("code", "field"):
+        if isinstance(told.get(name), str):
+            failure[name] = _text(told[name], _LONGEST_NAME)
+    if isinstance(told.get("retryable"), bool):
+        failure["retryable"] = told["retryable"]
+    return failure
+
+
+def _text(told: Any, longest: int) -> str:
+    """Return what was told as text that UTF-8 can hold; half of a surrogate pair cannot."""
+    text = told if isinstance(told, str) else json.dumps(told)
+    return text[:longest].encode(errors="replace").decode()
 
 
 def _fraction(told: Any) -> float:

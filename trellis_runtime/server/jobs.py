@@ -185,7 +185,7 @@ class Jobs:
     def _answers(self) -> list[Path]:
         """Return the answers on this machine's disk, newest first."""
         found = self._root.glob(f"*/{ANSWER.name}")
-        return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:_KEPT]
+        return sorted(found, key=_written, reverse=True)[:_KEPT]
 
     def _forget_oldest(self) -> None:
         while len(self._jobs) > _KEPT:
@@ -334,6 +334,14 @@ class Jobs:
             artifact["url"] = artifact.get("url") or put.url
         answer["job_id"] = job.id
         store.put(ANSWER.name, json.dumps(answer).encode(), ANSWER.content_type, scope)
+
+
+def _written(path: Path) -> float:
+    """Return when a file was written, 0 for one that has been deleted meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _line(job: Job, place: dict[str, Any]) -> dict[str, Any]:

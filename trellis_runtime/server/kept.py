@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trellis_runtime.contract.answer import parse_answer
 from trellis_runtime.contract.files import (
     ANSWER,
     THUMBNAIL,
@@ -52,15 +53,11 @@ def remember(folder: Path, job: Job) -> None:
 def remembered(folder: Path) -> Job | None:
     """Return the job whose answer is in `folder`, None where there is none."""
     try:
-        answer = json.loads((folder / ANSWER.name).read_bytes())
+        answer = parse_answer((folder / ANSWER.name).read_bytes())
         created = (folder / ANSWER.name).stat().st_mtime
     except (OSError, ValueError):
         return None
-    if not isinstance(answer, dict):
-        return None
-    asked: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        asked = json.loads((folder / REQUEST_NAME).read_bytes())
+    asked = _asked(folder)
     return Job(
         folder.name,
         asked.get("request", {}),
@@ -71,6 +68,17 @@ def remembered(folder: Path) -> Job | None:
         answer,
         endpoint=asked.get("endpoint"),
     )
+
+
+def _asked(folder: Path) -> dict[str, Any]:
+    """Return what `remember` wrote; nothing of it where any of it is not as it was written."""
+    try:
+        asked = json.loads((folder / REQUEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    kinds = {"request": dict, "created": int | float, "endpoint": str | None}
+    whole = isinstance(asked, dict) and all(isinstance(asked.get(k), t) for k, t in kinds.items())
+    return asked if whole else {}
 
 
 def input_of(folder: Path) -> tuple[bytes, str] | None:

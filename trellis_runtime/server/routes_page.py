@@ -72,12 +72,17 @@ class Capabilities(WireModel):
     """What this server takes, and what past jobs lead to expect."""
 
     engine: EngineInfo
-    ignored_fields: list[str] = Field(description="Fields of a request that this engine ignores.")
+    ignored_fields: list[str] = Field(
+        description="Fields of a request that this engine ignores or refuses."
+    )
     picture: PictureLimits
     formats: list[str] = Field(description="Formats of finishes that this server can write.")
     presets: dict[str, dict[str, Any]] = Field(description="The fields that each preset sets.")
     expected: dict[str, dict[str, Any] | None] = Field(
         description="What a job with each preset should take; null where none has run yet."
+    )
+    expected_files: dict[str, dict[str, float]] = Field(
+        description="Seconds that a finish of each format adds, by preset; those that are known."
     )
     endpoint_possible: bool = Field(description="Whether jobs can be sent to a RunPod endpoint.")
 
@@ -115,7 +120,7 @@ def _capabilities(served: Served, endpoint: str | None) -> Capabilities:
     limits, engine = worker.settings.image, worker.engine
     return Capabilities(
         engine=engine.info(),
-        ignored_fields=list(engine.ignored_fields),
+        ignored_fields=[*engine.ignored_fields, *(() if engine.detail_maps else ("output.maps",))],
         picture=PictureLimits(
             formats=list(FORMATS),
             max_bytes=limits.max_bytes,
@@ -126,6 +131,7 @@ def _capabilities(served: Served, endpoint: str | None) -> Capabilities:
         formats=[name for name, facts in FILE_FORMATS.items() if are_installed(facts.packages)],
         presets=PRESETS,
         expected=jobs.expectations.presets(endpoint),
+        expected_files=jobs.expectations.files(endpoint),
         endpoint_possible=worker.settings.remote.api_key is not None,
     )
 

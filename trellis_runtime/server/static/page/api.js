@@ -21,10 +21,20 @@ export class Refusal extends Error {
   }
 }
 
+async function asked(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (err) {
+    if (err.name === "AbortError") throw err;
+    document.dispatchEvent(new Event("unreachable"));
+    throw new Error("The server does not answer. The page goes on by itself when it does.");
+  }
+}
+
 export async function api(path, options = {}) {
   for (;;) {
     const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
-    const response = await fetch(path, { ...options, headers });
+    const response = await asked(path, { ...options, headers });
     if (response.ok) return response;
     const body = await response.json().catch(() => ({}));
     if (response.status !== 401) throw new Refusal(response.status, body, response.headers.get("Retry-After"));

@@ -185,7 +185,8 @@ export class Editor {
     if (edited) place.textContent = "Your brush strokes say what the object is.";
     else if (problem) {
       place.classList.add("warn");
-      place.textContent = "No object was found. Paint over it with Keep, or use the whole picture.";
+      place.textContent = this.item.failed?.code === "image_rejected" ? "No object was found. Paint over it with Keep, or use the whole picture."
+        : `The cut-out could not be made: ${problem.replace(/^[a-z_]+: /, "")}`;
     } else if (warnings.length) {
       place.classList.add("warn");
       const apart = warnings.some((w) => APART.includes(w.code));

@@ -20,6 +20,14 @@ export function press(buttons, chosen) {
   for (const button of buttons) button.setAttribute("aria-pressed", String(button === chosen));
 }
 
+// Copies a text, and says so; a page that came over plain http from another machine may not.
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    toast("Copied.");
+  } catch { toast(`This browser does not allow copying: ${text}`); }
+}
+
 // A short message for everyone, and for who cannot see it: the live region reads it out.
 let timer = 0;
 export function toast(text) {

@@ -3,7 +3,7 @@ import { address, json } from "./api.js";
 import { $, h } from "./dom.js";
 import { bytes } from "./words.js";
 
-const SHOWN = 40, ASKED = 100, PAUSE_MS = 1200;
+const SHOWN = 40, ASKED = 100, MOST = 200, PAUSE_MS = 1200;
 
 async function frame(job, current, open) {
   const state = { running: `${Math.round(job.progress * 100)} %`, failed: "failed", cancelled: "cancelled", done: bytes(job.summary?.bytes) }[job.state];
@@ -20,6 +20,12 @@ export class Film {
     [this.current, this.open, this.told] = [current, open, told];
     this.drawing = this.wanted = false;
     this.timer = 0;
+    this.shown = SHOWN;
+  }
+
+  #more() {
+    this.shown = MOST;
+    this.draw().catch(() => {});
   }
 
   async draw() {
@@ -27,8 +33,9 @@ export class Film {
     if (this.drawing) return;
     this.drawing = true;
     try {
-      const jobs = await json(`/jobs?limit=${ASKED}`);
-      const frames = await Promise.all(jobs.slice(0, SHOWN).map((job) => frame(job, this.current(), this.open)));
+      const jobs = await json(`/jobs?limit=${Math.max(ASKED, this.shown)}`);
+      const frames = await Promise.all(jobs.slice(0, this.shown).map((job) => frame(job, this.current(), this.open)));
+      if (jobs.length > this.shown) frames.push(h("li", {}, h("button", { type: "button", class: "frame", onclick: () => this.#more() }, "Older jobs")));
       $("history").replaceChildren(...(frames.length ? frames : [h("li", { class: "note" }, "none yet")]));
       clearTimeout(this.timer);
       if (jobs.some((job) => job.state === "running")) this.timer = setTimeout(() => this.draw().catch(() => {}), PAUSE_MS);

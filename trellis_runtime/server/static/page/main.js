@@ -1,6 +1,6 @@
 // The page: one batch of pictures, one job on the stage, all jobs in the film strip.
 import { api, events, json, post, signedIn, signOut } from "./api.js";
-import { $, h, show, toast } from "./dom.js";
+import { $, copy, h, show, toast } from "./dom.js";
 import { Film } from "./film.js";
 import { Inputs } from "./inputs.js";
 import { Settings } from "./settings.js";
@@ -11,7 +11,10 @@ import * as viewer from "./viewer.js";
 
 let inputs, settings;
 let shown = null;  // the job on the stage
+let heard = 0;  // when the server told of it last, as performance.now() has it
 let hasModel = false;  // whether the viewer holds one
+let sending = null;  // the batch that is being sent: { stopped }
+let watching = false;
 const narrow = matchMedia("(max-width: 900px)");
 const film = new Film(
   () => (variants.isOpen() ? variants.ids() : [shown?.id]),
@@ -33,10 +36,10 @@ function say(text) {
 
 function buttons() {
   const running = variants.isOpen() ? variants.running().length > 0 : shown?.state === "running";
-  $("go").disabled = !inputs || inputs.ready.length === 0;
+  $("go").disabled = !inputs || inputs.ready.length === 0 || sending !== null;
   const models = inputs ? inputs.ready.length * ($("variants").checked ? 4 : 1) : 1;
   $("go").textContent = models > 1 ? `Make ${models} models` : "Make the model";
-  show($("cancel"), running);
+  show($("cancel"), running || sending !== null);
   show($("dock-bar"), running);
 }
 
@@ -44,7 +47,7 @@ function buttons() {
 function stage(job) {
   const running = job?.state === "running", done = job?.state === "done";
   if (job) variants.close();
-  show($("empty"), !job && !hasModel && !variants.isOpen());
+  show($("empty"), (!job || job.state === "cancelled") && !hasModel && !variants.isOpen());
   show($("running"), running);
   show($("failed"), job?.state === "failed");
   show($("viewer"), (hasModel || done) && !variants.isOpen());
@@ -59,7 +62,7 @@ function times(job) {
   const [, number, models] = / (\d+)\/(\d+)$/.exec(job.stage) || [];
   if (number) parts.push(`model ${number} of ${models}`);
   if (job.queue_place) parts.push(`${job.queue_place} ${job.queue_place === 1 ? "job" : "jobs"} before it`);
-  if (job.elapsed_seconds !== null) parts.push(`${seconds(job.elapsed_seconds)} so far`);
+  if (job.elapsed_seconds !== null) parts.push(`${seconds(job.elapsed_seconds + (performance.now() - heard) / 1000)} so far`);
   if (job.expected) parts.push(`about ${seconds(job.expected.seconds)} in all`);
   return parts.join(", ");
 }
@@ -69,13 +72,21 @@ function progress(job) {
   $("stages").replaceChildren(...STEPS.map(([name], i) =>
     h("li", { class: i < at ? "past" : i === at ? "now" : "", "aria-current": i === at ? "step" : null }, name)));
   $("progress").value = $("dock-bar").value = job.progress;
-  $("times").textContent = at < 0 ? `Waiting in the queue. ${times(job)}` : times(job);
+  const words = at < 0 ? "Waiting in the queue." : STEPS[at][0];
+  if ($("step-words").textContent !== words) $("step-words").textContent = words;  // is read out
+  tick();
+}
+
+// A stage may take minutes, in which the server has nothing new to tell.
+function tick() {
+  if (shown?.state !== "running") return;
+  $("times").textContent = shown.queue_place ? `Waiting in the queue. ${times(shown)}` : times(shown);
 }
 
 const filesByName = (job) => Object.fromEntries((job.files || []).map((file) => [file.name, file.url]));
 
 async function display(job) {
-  shown = job;
+  [shown, heard] = [job, performance.now()];
   if (job.state === "done") {
     hasModel = true;
     stage(job);
@@ -98,12 +109,37 @@ async function showModel(model, models) {
   await showDone(model);
 }
 
+const isFollowed = (id) => shown?.id === id && shown.state === "running";
+
+// Follows a job to its end, through any loss of the server; one that knows it no more has lost it.
 async function follow(id) {
+  for (let pause = 1000; isFollowed(id); pause = Math.min(2 * pause, 8000)) {
+    try {
+      await events(`/jobs/${id}/events`, (job) => {
+        if (!isFollowed(id)) return;
+        say(null);
+        display(job).catch((err) => say(err.message));
+      });
+    } catch (err) {
+      if (err.status === 404 && isFollowed(id)) await display(lost(id));
+      else if (isFollowed(id)) say("The server does not answer. The page goes on by itself when it does.");
+    }
+    if (isFollowed(id)) await new Promise((resolve) => { setTimeout(resolve, pause); });
+  }
+  drawFilm();
+  refreshExpected().catch((err) => say(err.message));
+}
+
+// What is shown in place of a job that the server does not know.
+const lost = (id) => ({ id, state: "failed", request: shown?.id === id ? shown.request : {}, endpoint: null, answer: { code: "not_found",
+  error: "It was deleted, or the server was restarted before it had ended.", retryable: Boolean(inputs?.current) } });
+
+async function found(id) {
   try {
-    await events(`/jobs/${id}/events`, (job) => { if (shown?.id === id) display(job); });
-  } finally {
-    drawFilm();
-    refreshExpected().catch((err) => say(err.message));
+    return await json(`/jobs/${id}`);
+  } catch (err) {
+    if (err.status !== 404) throw err;
+    return lost(id);
   }
 }
 
@@ -115,10 +151,10 @@ function bring() {
 async function open(id) {
   say(null);
   location.hash = `job=${id}`;
-  await display(await json(`/jobs/${id}`));
+  await display(await found(id));
   bring();
   drawFilm();  // the job that is shown is marked there
-  if (shown.state === "running") follow(id).catch((err) => say(err.message));
+  if (isFollowed(id)) follow(id).catch((err) => say(err.message));
 }
 
 // Several seeds of one picture, side by side.
@@ -160,7 +196,10 @@ function seeds() {
 
 // Starts a job for each picture and seed; the first picture's are shown as soon as they run.
 async function make(items, drawn) {
+  if (sending) return;  // a second press, before the first was answered
   say(null);
+  const batch = sending = { stopped: false };
+  buttons();
   for (const item of items) item.jobs = [];
   const all = items.map((item) => [item, drawn()]);
   if (!$("lock").checked) $("seed").value = "";
@@ -168,6 +207,7 @@ async function make(items, drawn) {
     for (const [item, some] of all) {
       const fields = await item.fields();
       for (const seed of some) {
+        if (batch.stopped) return;
         item.jobs.push((await patiently(() => submit(fields, seed), items)).id);
         if (item === items[0]) await present(item.jobs, some.length > 1);
         drawFilm();
@@ -175,6 +215,8 @@ async function make(items, drawn) {
     }
   } catch (err) {  // what was started before it goes on
     say(err.message);
+  } finally {
+    sending = null;
     buttons();
   }
 }
@@ -185,7 +227,7 @@ async function patiently(send, items) {
     try {
       return await send();
     } catch (err) {
-      if (err.status !== 429 || !items.some((item) => item.jobs.length)) throw err;
+      if (err.status !== 429 || sending?.stopped || !items.some((item) => item.jobs.length)) throw err;
       toast("The queue is full; the others are sent when there is room.");
       await new Promise((resolve) => { setTimeout(resolve, 1000 * err.retryAfter); });
     }
@@ -232,7 +274,7 @@ function remedies() {
 async function refreshExpected() {
   const endpoint = $("endpoint").value.trim();
   const told = await json(endpoint ? `/capabilities?endpoint=${encodeURIComponent(endpoint)}` : "/capabilities");
-  settings.expect(told.expected);
+  settings.expect(told);
 }
 
 // --- start -------------------------------------------------------------------------------------
@@ -246,37 +288,59 @@ function theme() {
   toast(next ? `Theme: ${next}` : "Theme: as the system has it");
 }
 
+async function remove() {
+  if (!confirm("Delete this job and its files from this machine?")) return;
+  try {
+    await api(`/jobs/${shown.id}`, { method: "DELETE" });
+  } catch (err) {
+    if (err.status !== 404) throw err;  // another page was sooner
+  }
+  [shown, hasModel] = [null, false];
+  history.replaceState(null, "", location.pathname);
+  stage(null);
+  drawFilm();
+}
+
 function actions() {
   $("form").onsubmit = (event) => { event.preventDefault(); make(inputs.ready, seeds); };
   $("cancel").onclick = () => {
-    const ids = variants.isOpen() ? variants.running() : [shown.id];
+    if (sending) sending.stopped = true;
+    const ids = variants.isOpen() ? variants.running() : isFollowed(shown?.id) ? [shown.id] : [];
     Promise.all(ids.map((id) => api(`/jobs/${id}/cancel`, { method: "POST" }))).catch((err) => say(err.message));
   };
-  $("variants").onchange = buttons;
+  $("variants").onchange = () => { settings?.tell(); buttons(); };
   $("endpoint").onchange = () => refreshExpected().catch((err) => say(err.message));
   $("again").onclick = () => again(shown).catch((err) => say(err.message));
   $("same").onclick = () => { settings.take(shown.request); inputs.clear(); $("file").click(); };
-  $("link").onclick = () => navigator.clipboard.writeText(location.href).then(() => toast("Copied."), () => toast(location.href));
-  $("delete").onclick = async () => {
-    if (!confirm("Delete this job and its files from this machine?")) return;
-    await api(`/jobs/${shown.id}`, { method: "DELETE" });
-    [shown, hasModel] = [null, false];
-    history.replaceState(null, "", location.pathname);
-    stage(null);
-    drawFilm();
-  };
+  $("link").onclick = () => copy(location.href);
+  $("delete").onclick = () => remove().catch((err) => say(err.message));
   $("theme").onclick = theme;
   $("sign-out").onclick = signOut;
   addEventListener("hashchange", openAddress);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && inputs) drawFilm(); });  // another page may have asked for more
+  document.addEventListener("unreachable", () => {
+    $("worker").classList.remove("ready");
+    $("worker").textContent = "the server does not answer";
+    if (!watching) setTimeout(watch, 1000);
+    watching = true;
+  });
+  setInterval(tick, 1000);
 }
 
 async function start(health) {
+  watching = false;
   const [told, page] = await Promise.all([json("/capabilities"), fetch("/openapi.json").then((r) => r.json())]);
   const card = health.engine.card ? ` on ${health.engine.card}` : "";
   $("worker").textContent = `${health.engine.name} engine${card}, ready`;
   $("worker").classList.add("ready");
   show($("target"), told.endpoint_possible);
   show($("sign-out"), signedIn());
+  if (inputs) {  // the server was away: what was chosen stays
+    settings.expect(told);
+    say(null);
+    drawFilm();
+    return;
+  }
   settings = new Settings(page.components.schemas, told);
   inputs = new Inputs(told.picture, buttons);
   buttons();
@@ -285,12 +349,12 @@ async function start(health) {
 }
 
 async function watch() {
+  watching = true;
   try {
     const response = await fetch("/ping");
     if (response.status === 200) { await start(await json("/health")); return; }
-    if (response.status === 503) { $("worker").textContent = (await response.json()).error; return; }
-    $("worker").textContent = "starting…";
-  } catch (err) { $("worker").textContent = err.message; }
+    $("worker").textContent = response.status === 503 ? (await response.json()).error : "starting…";
+  } catch { $("worker").textContent = "the server does not answer"; }
   setTimeout(watch, 1000);
 }
 

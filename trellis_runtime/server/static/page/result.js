@@ -1,6 +1,6 @@
 // What became of a job: banner, files, numbers, the same job by program; or what went wrong.
 import { address, signedIn } from "./api.js";
-import { $, h, show, toast } from "./dom.js";
+import { $, copy, h, show } from "./dom.js";
 import { bytes, count, fault, FILES, fileTitle, plain, REMEDIES, seconds } from "./words.js";
 
 // A finished job as it is shown of each of its models: itself, or each variant in its place.
@@ -129,7 +129,7 @@ export async function showDone(job) {
   };
   for (const tab of tabs) tab.onclick = () => open(tab);
   open(tabs[0]);
-  $("copy").onclick = () => navigator.clipboard.writeText($("code").textContent).then(() => toast("Copied."), () => toast("This browser does not allow copying."));
+  $("copy").onclick = () => copy($("code").textContent);
 }
 
 export function showFailed(job, remedies) {

@@ -45,6 +45,17 @@ async function compare() {
   } finally { $("compare").removeAttribute("aria-busy"); }
 }
 
+// Waits until frames follow each other in which the camera stays where it is: a slow machine may
+// take many to bring it there, or none while the page is not seen.
+async function still() {
+  let seen = "", same = 0;
+  for (let frame = 0; frame < 120 && same < 2; frame += 1) {
+    await new Promise((resolve) => { requestAnimationFrame(resolve); setTimeout(resolve, 500); });
+    const now = viewer().getCameraOrbit().toString();
+    [same, seen] = [now === seen ? same + 1 : 0, now];
+  }
+}
+
 // The model from the front, without its shadow; the camera then is where it was.
 async function front() {
   const before = viewer().getCameraOrbit().toString();
@@ -53,7 +64,7 @@ async function front() {
     viewer().shadowIntensity = shadow;
     viewer().jumpCameraToGoal();
     await viewer().updateComplete;
-    for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);  // it is drawn
+    await still();
   };
   // On a slow machine frames have fewer pixels, and toBlob would cut by another frame's number of them.
   element.minimumRenderScale = 1;
@@ -141,8 +152,11 @@ function slide() {
   $("compare-right").style.clipPath = `inset(0 0 0 ${share}%)`;
 }
 
+let opener = null;  // what has the focus again once an overlay is closed
+
 function only(overlay) {
   closeOverlays();
+  opener = document.activeElement;
   show(overlay, true);
   overlay.querySelector("button").focus();
 }
@@ -150,6 +164,12 @@ function only(overlay) {
 export function closeOverlays() {
   show($("overlay"), false);
   show($("compare"), false);
+}
+
+function leave() {
+  const was = [$("overlay"), $("compare")].some((overlay) => !overlay.hidden);
+  closeOverlays();
+  if (was) opener?.focus();
 }
 
 async function showMap(name) {
@@ -184,9 +204,10 @@ export function set() {
   $("light").onchange = turnLight;
   $("compare-open").onclick = compare;
   $("ar").onclick = () => viewer().activateAR();
-  $("overlay-close").onclick = $("compare-close").onclick = closeOverlays;
+  $("overlay-close").onclick = $("compare-close").onclick = leave;
   $("compare-at").oninput = slide;
   $("screenshot").onclick = screenshot;
   $("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen());
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") closeOverlays(); });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") leave(); });
+  viewer().addEventListener("error", () => toast("This page cannot show the model's file; it can be downloaded."));
 }

@@ -33,15 +33,18 @@ export const PRESETS = {
   game_asset: ["Game asset", "Most detail, largest textures"],
 };
 
+export const LABELS = { maps: "Textures" };
+
 export const FORMATS = {
   glb: "The model, for the web, engines and most programs.", usdz: "For iPhone, iPad and Vision: Quick Look.",
   obj: "For older programs: a zip with OBJ, MTL and textures.", stl: "For printers: one closed surface.",
   "3mf": "For printers: one closed surface, with its unit.",
+  ply: "For scanners and researchers: colours at the points.", maps: "The textures as pictures, in a zip.",
 };
 
 export const FILES = {
   "model.glb": "Model (GLB)", "usdz.usdz": "Quick Look (USDZ)", "obj.zip": "Wavefront (OBJ, zipped)",
-  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "preview.png": "Rendered picture",
+  "stl.stl": "For printing (STL)", "3mf.3mf": "For printing (3MF)", "ply.ply": "Coloured points (PLY)", "maps.zip": "Textures (pictures, zipped)", "preview.png": "Rendered picture",
   "thumbnail.webp": "Small picture", "turntable.webp": "Turntable", "cutout.png": "Cut-out", "answer.json": "All numbers (JSON)",
 };
 
@@ -52,6 +55,7 @@ export function fileTitle(name) {
 }
 
 const KINDS = {
+  not_found: "This job is not here any more.",
   image_rejected: "This picture could not be used.",
   invalid_input: "One of the settings is not possible.",
   url_refused: "That address is not visited.",
