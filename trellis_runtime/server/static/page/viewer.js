@@ -45,14 +45,12 @@ async function compare() {
   } finally { $("compare").removeAttribute("aria-busy"); }
 }
 
-// Waits until frames follow each other in which the camera stays where it is: a slow machine may
-// take many to bring it there, or none while the page is not seen.
-async function still() {
-  let seen = "", same = 0;
-  for (let frame = 0; frame < 120 && same < 2; frame += 1) {
-    await new Promise((resolve) => { requestAnimationFrame(resolve); setTimeout(resolve, 500); });
-    const now = viewer().getCameraOrbit().toString();
-    [same, seen] = [now === seen ? same + 1 : 0, now];
+// Waits until what was asked for last is drawn: a picture is taken of the canvas, and a slow machine
+// may take seconds for a frame. Not for ever, as a hand may be turning the model.
+async function drawn() {
+  for (let frame = 0, still = 0; frame < 300 && still < 2; frame += 1) {
+    await new Promise(requestAnimationFrame);
+    still = scene()?.shouldRender?.() ? 0 : still + 1;
   }
 }
 
@@ -64,10 +62,10 @@ async function front() {
     viewer().shadowIntensity = shadow;
     viewer().jumpCameraToGoal();
     await viewer().updateComplete;
-    await still();
   };
   await look("0deg 90deg auto", 0);
   try {
+    await drawn();
     return await viewer().toBlob({ idealAspect: true });
   } finally { await look(before, 1); }
 }
