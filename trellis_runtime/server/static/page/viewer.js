@@ -2,6 +2,7 @@
 import { address } from "./api.js";
 import { pair } from "./compare.js";
 import { $, press, show, toast } from "./dom.js";
+import { encode } from "./picture.js";
 import { plain } from "./words.js";
 
 const viewer = () => $("viewer");
@@ -48,10 +49,24 @@ async function compare() {
 // Waits until what was asked for last is drawn: a picture is taken of the canvas, and a slow machine
 // may take seconds for a frame. Not for ever, as a hand may be turning the model.
 async function drawn() {
-  for (let frame = 0, still = 0; frame < 300 && still < 2; frame += 1) {
+  for (let frame = 0, still = 0; frame < 300 && still < 3; frame += 1) {
     await new Promise(requestAnimationFrame);
     still = scene()?.shouldRender?.() ? 0 : still + 1;
   }
+}
+
+// What the viewer shows, as a PNG. Its own toBlob cuts a picture at rest, which is drawn in full, by
+// the smaller scale that a slow machine draws moving ones at.
+async function picture() {
+  await drawn();
+  const whole = new Image();
+  whole.src = viewer().toDataURL("image/png");
+  await whole.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.min(whole.width, Math.round(scene().width * devicePixelRatio));
+  canvas.height = Math.min(whole.height, Math.round(scene().height * devicePixelRatio));
+  canvas.getContext("2d").drawImage(whole, 0, 0);
+  return encode(canvas, "image/png");
 }
 
 // The model from the front, without its shadow; the camera then is where it was.
@@ -65,8 +80,7 @@ async function front() {
   };
   await look("0deg 90deg auto", 0);
   try {
-    await drawn();
-    return await viewer().toBlob({ idealAspect: true });
+    return await picture();
   } finally { await look(before, 1); }
 }
 
@@ -174,7 +188,7 @@ async function showMap(name) {
 }
 
 async function screenshot() {
-  const blob = await viewer().toBlob({ idealAspect: false });
+  const blob = await picture();
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = `${job.id}.png`;
