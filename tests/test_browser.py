@@ -215,6 +215,8 @@ def test_photograph_and_model_lie_over_each_other(browser: Any, url: str, tmp_pa
     chosen(browser, url, tmp_path, data.getvalue())
     settled(browser)
     before = browser.execute_script("return viewer.getCameraOrbit().toString()")
+    # a slow machine draws at a smaller scale while the model moves, and in full once it rests
+    browser.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": 4})
     click(browser, "#compare-open")
     until(
         browser, lambda b: b.execute_script("return !!document.querySelector('#compare-right').src")
