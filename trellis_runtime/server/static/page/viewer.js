@@ -2,6 +2,7 @@
 import { address } from "./api.js";
 import { pair } from "./compare.js";
 import { $, press, show, toast } from "./dom.js";
+import { encode } from "./picture.js";
 import { plain } from "./words.js";
 
 const viewer = () => $("viewer");
@@ -45,15 +46,27 @@ async function compare() {
   } finally { $("compare").removeAttribute("aria-busy"); }
 }
 
-// Waits until frames follow each other in which the camera stays where it is: a slow machine may
-// take many to bring it there, or none while the page is not seen.
-async function still() {
-  let seen = "", same = 0;
-  for (let frame = 0; frame < 120 && same < 2; frame += 1) {
-    await new Promise((resolve) => { requestAnimationFrame(resolve); setTimeout(resolve, 500); });
-    const now = viewer().getCameraOrbit().toString();
-    [same, seen] = [now === seen ? same + 1 : 0, now];
+// Waits until what was asked for last is drawn: a picture is taken of the canvas, and a slow machine
+// may take seconds for a frame. Not for ever, as a hand may be turning the model.
+async function drawn() {
+  for (let frame = 0, still = 0; frame < 300 && still < 3; frame += 1) {
+    await new Promise(requestAnimationFrame);
+    still = scene()?.shouldRender?.() ? 0 : still + 1;
   }
+}
+
+// What the viewer shows, as a PNG. Its own toBlob cuts a picture at rest, which is drawn in full, by
+// the smaller scale that a slow machine draws moving ones at.
+async function picture() {
+  await drawn();
+  const whole = new Image();
+  whole.src = viewer().toDataURL("image/png");
+  await whole.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.min(whole.width, Math.round(scene().width * devicePixelRatio));
+  canvas.height = Math.min(whole.height, Math.round(scene().height * devicePixelRatio));
+  canvas.getContext("2d").drawImage(whole, 0, 0);
+  return encode(canvas, "image/png");
 }
 
 // The model from the front, without its shadow; the camera then is where it was.
@@ -64,17 +77,11 @@ async function front() {
     viewer().shadowIntensity = shadow;
     viewer().jumpCameraToGoal();
     await viewer().updateComplete;
-    await still();
   };
-  // On a slow machine frames have fewer pixels, and toBlob would cut by another frame's number of them.
-  element.minimumRenderScale = 1;
+  await look("0deg 90deg auto", 0);
   try {
-    await look("0deg 90deg auto", 0);
-    return await viewer().toBlob({ idealAspect: true });
-  } finally {
-    element.minimumRenderScale = 0.5;  // its own default
-    await look(before, 1);
-  }
+    return await picture();
+  } finally { await look(before, 1); }
 }
 
 function collect() {
@@ -181,7 +188,7 @@ async function showMap(name) {
 }
 
 async function screenshot() {
-  const blob = await viewer().toBlob({ idealAspect: false });
+  const blob = await picture();
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = `${job.id}.png`;
