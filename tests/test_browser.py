@@ -256,17 +256,8 @@ def test_photograph_and_model_lie_over_each_other(browser: Any, url: str, tmp_pa
     chosen(browser, url, tmp_path, data.getvalue())
     settled(browser)
     before = browser.execute_script("return viewer.getCameraOrbit().toString()")
-<<<<<<< HEAD
-    browser.execute_script(
-        "const type = customElements.get('model-viewer').prototype;"  # as on a slow machine
-        "for (let at = type; at; at = Object.getPrototypeOf(at))"
-        "  for (const key of Object.getOwnPropertySymbols(at))"
-        "    if (key.description === 'renderer') viewer[key].scaleStep = 3;"
-    )
-=======
     # a slow machine draws at a smaller scale while the model moves, and in full once it rests
     browser.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": 4})
->>>>>>> page19
     click(browser, "#compare-open")
     until(
         browser, lambda b: b.execute_script("return !!document.querySelector('#compare-right').src")
