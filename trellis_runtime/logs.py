@@ -26,7 +26,8 @@ def configure_logging(level: str = "info", form: str = "auto") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Whatever is standard error when a line is written, not what was when this was called.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
     # botocore and urllib3 name hosts and keys at DEBUG; nobody asked them.

@@ -1114,6 +1114,13 @@ _BAKE: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "a log line goes to what is standard error when it is written",
+        "trellis_runtime/logs.py",
+        "logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),",
+        "logger_factory=structlog.PrintLoggerFactory(sys.stderr),",
+        ("tests/test_logs.py::test_a_line_goes_to_what_is_standard_error_when_it_is_written",),
+    ),
+    Mutant(
         "a kernel gets no tensor of other dimensions than it declares",
         f"{_BAKING}/launch.py",
         "if told.ndim != declared.type.ndim:",
