@@ -25,6 +25,7 @@ from trellis_runtime.engines.trellis2.baking.flattening import (
     upright,
 )
 from trellis_runtime.engines.trellis2.baking.overlaps import find_overlaps
+from trellis_runtime.engines.trellis2.baking.packing_kernel import place
 from trellis_runtime.engines.trellis2.baking.relaxation import relax
 from trellis_runtime.engines.trellis2.baking.uv_layout import Layout, unwrap, unwrap_bytes
 
@@ -504,6 +505,20 @@ def test_a_charts_runs_are_its_cells_in_each_quarter_turn_and_the_longest_come_f
                 drawn_again[row, column : column + length] += 1
                 assert not drawn_again[row, column + length : column + length + 1].any()
             assert np.array_equal(drawn_again, np.rot90(mask, -turn))
+
+
+@pytest.mark.parametrize("height", [40, 64, 130, 200])
+def test_a_high_chart_lies_right_on_the_one_below_it(height: int) -> None:
+    """It is tried at every few rows only, and then at those below the first that will do."""
+    boxes = [np.argwhere(np.ones((101, 256))), np.argwhere(np.ones((height, 256)))]
+    chart = torch.repeat_interleave(torch.tensor([len(cells) for cells in boxes]))
+    y, x = torch.from_numpy(np.concatenate(boxes)).unbind(1)
+    sizes = torch.tensor([[256, 101], [256, height]]).int()
+    runs, begins = cell_runs(chart, x, y, sizes)
+    order = np.array([0, 1], np.int32)
+    places, used = place(runs, begins, sizes.numpy(), order, 256, 768)
+    assert places.tolist() == [[0, 0, 0], [0, 0, 101]]
+    assert used == 101 + height
 
 
 def test_sums_do_not_depend_on_the_order() -> None:

@@ -1121,6 +1121,13 @@ _BAKE: tuple[Mutant, ...] = (
         ("tests/test_logs.py::test_a_line_goes_to_what_is_standard_error_when_it_is_written",),
     ),
     Mutant(
+        "a high chart is tried at the rows that were passed over, too",
+        f"{_BAKING}/uv_kernels.py",
+        "y = warp.max(start, y - step + 1) - 1",
+        "y = y - 1",
+        ("tests/test_bake_unwrap.py::test_a_high_chart_lies_right_on_the_one_below_it[200]",),
+    ),
+    Mutant(
         "a kernel gets no tensor of other dimensions than it declares",
         f"{_BAKING}/launch.py",
         "if told.ndim != declared.type.ndim:",
