@@ -22,7 +22,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from builder.make_screenshots import EXAMPLE, show
-from builder.make_screenshots import browser as chromium
 from tests import processes
 from tests.test_browser import (
     KEPT,
@@ -56,9 +55,9 @@ def url(out: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
+def browser(chromium: Any) -> Any:
+    """One tab for all tests of the file."""
+    return chromium
 
 
 @pytest.fixture(autouse=True)
