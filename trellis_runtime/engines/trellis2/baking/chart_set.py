@@ -73,9 +73,18 @@ def extents(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Both are zero for an owner without points. It is quick where an owner's points come together.
     """
-    low = points.new_full((count, points.shape[1]), torch.inf)
+    axes = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
+    return extents_along(axes, points, owner, count)
+
+
+def extents_along(ways: Tensor, points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return how far (count, W) each owner's points (N, D) lie along `ways` (W, D): least, most.
+
+    Both are zero for an owner without points.
+    """
+    low = points.new_full((count, len(ways)), torch.inf)
     high = torch.full_like(low, -torch.inf)
-    runs = -(-len(points) // uv_kernels.RUN), points.shape[1]
-    launch(uv_kernels.bound, runs, [points.contiguous(), owner.int(), low, high])
+    runs = -(-len(points) // uv_kernels.RUN), len(ways)
+    launch(uv_kernels.bound, runs, [points.contiguous(), owner.int(), ways, low, high])
     none = low > high
     return low.masked_fill_(none, 0), high.masked_fill_(none, 0)

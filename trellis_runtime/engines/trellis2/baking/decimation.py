@@ -40,6 +40,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     vertex_blocks,
     without_unused,
 )
+from trellis_runtime.engines.trellis2.baking.kernel_types import NEVER
 from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.baking.quadrics import NUMBERS
 
@@ -164,7 +165,7 @@ class _Mesh:
 
     def _independent(self, edges: _Edges, closed: Tensor) -> Tensor:
         """Return edges (N,) int64 whose key is the least within two steps."""
-        least = torch.full((len(self.vertices),), kernels.NEVER, device=closed.device)
+        least = torch.full((len(self.vertices),), NEVER, device=closed.device)
         launch(kernels.least_key, len(edges), [edges.ends, edges.keys, closed, least])
         nearby = least.clone()
         launch(kernels.spread, len(edges), [edges.ends, least, nearby])
@@ -259,7 +260,7 @@ class _Edges:
         step = max(1, len(self) // _SAMPLES)
         sample = self.keys[::step].sort().values
         bound = sample[int(len(sample) * share)]
-        self.keys.masked_fill_(self.keys > bound, kernels.NEVER)
+        self.keys.masked_fill_(self.keys > bound, NEVER)
         self.dearest = (bound >> 32).int().view(torch.float32).reshape(1)
 
 

@@ -10,6 +10,14 @@ rim marks vertices on a boundary, closed those whose neighbourhood has changed i
 
 import warp
 
+from trellis_runtime.engines.trellis2.baking.kernel_types import (
+    NEVER,
+    Bools,
+    Floats,
+    Ints,
+    Longs,
+    Points,
+)
 from trellis_runtime.engines.trellis2.baking.quadrics import (
     LENGTH,
     RIM,
@@ -23,17 +31,11 @@ from trellis_runtime.engines.trellis2.baking.quadrics import (
 
 _LEAST_COSINE = 0.2  # between a face's normal before and after
 _REACH = 2.0  # lengths of an edge that its new vertex may lie from its middle
-NEVER = 0x7FFFFFFFFFFFFFFF  # the key of an edge that is not asked
 _PLACES = 4  # that a new vertex is tried at: the best, the middle, the ends
 
 warp.set_module_options({"fuse_fp": False, "enable_backward": False})
 
 Faces = warp.array2d(dtype=warp.int32)
-Points = warp.array(dtype=warp.vec3)
-Ints = warp.array(dtype=warp.int32)
-Longs = warp.array(dtype=warp.int64)
-Bools = warp.array(dtype=warp.bool)
-Floats = warp.array(dtype=warp.float32)
 Doubles = warp.array2d(dtype=warp.float64)
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trellis_runtime.engines.trellis2.baking import uv_kernels
 from trellis_runtime.engines.trellis2.baking.chart_set import (
     ChartSet,
     cross,
     cut_into_charts,
     exact_sum_by,
     extents,
+    extents_along,
     signed_areas,
 )
 from trellis_runtime.engines.trellis2.baking.components import connected_components
@@ -31,7 +31,6 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     face_normals,
     numbered,
 )
-from trellis_runtime.engines.trellis2.baking.launch import launch
 from trellis_runtime.engines.trellis2.baking.overlaps import find_overlaps
 from trellis_runtime.engines.trellis2.baking.relaxation import relax, rest_edges
 from trellis_runtime.engines.trellis2.baking.segmentation import adjacent_half_edges
@@ -212,12 +211,9 @@ def _best_turns(flat: Tensor, charts: ChartSet) -> tuple[Tensor, Tensor]:
     """
     angles = torch.arange(2 * _ANGLES, device=flat.device) * (math.pi / 2 / _ANGLES)
     ways = torch.stack([angles.cos(), -angles.sin()], 1).to(flat.dtype)
-    low = flat.new_full((charts.count, len(ways)), torch.inf)
-    high = torch.full_like(low, -torch.inf)
-    runs = -(-len(flat) // uv_kernels.RUN), len(ways)
-    launch(uv_kernels.bound_turned, runs, [flat, charts.owner.int(), ways, low, high])
+    low, high = extents_along(ways, flat, charts.owner, charts.count)
     # What is x after the first _ANGLES turns is -y after a quarter more.
-    size = (high - low).clamp(min=0)
+    size = high - low
     across, along = size[:, :_ANGLES], size[:, _ANGLES:]
     area = across * along
     best = (area <= area.amin(1, keepdim=True) * 1.0001).int().argmax(1)

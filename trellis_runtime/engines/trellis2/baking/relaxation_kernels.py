@@ -9,15 +9,13 @@ the plane. numbers (4,): what conjugate gradients know of all vertices together.
 
 import warp
 
+from trellis_runtime.engines.trellis2.baking.kernel_types import Floats, Ints, Plane
+
 POWER, NEXT_POWER, ALONG, ROUNDING = 0, 1, 2, 3
 """Places in `numbers`: residual . ready before and after a step, search . image, and the least
 power that tells anything."""
 
 warp.set_module_options({"enable_backward": False})
-
-Plane = warp.array(dtype=warp.vec2)
-Ints = warp.array(dtype=warp.int32)
-Floats = warp.array(dtype=warp.float32)
 
 
 @warp.kernel

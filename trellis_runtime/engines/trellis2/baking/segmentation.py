@@ -34,6 +34,7 @@ from trellis_runtime.engines.trellis2.baking.connectivity import (
     numbered,
     sum_by,
 )
+from trellis_runtime.engines.trellis2.baking.kernel_types import NEVER
 from trellis_runtime.engines.trellis2.baking.launch import launch
 
 _WIDEST = math.cos(math.radians(68))
@@ -134,7 +135,7 @@ def _matched(regions: _Regions, small: float) -> Tensor:
     """
     count = len(regions.pair)
     keys = torch.empty(count, dtype=torch.int64, device=regions.pair.device)
-    best = torch.full_like(regions.area, kernels.NEVER, dtype=torch.int64)
+    best = torch.full_like(regions.area, NEVER, dtype=torch.int64)
     given = [regions.pair, regions.normal, regions.area, regions.length, regions.barred]
     launch(kernels.rank_pairs, count, [*given, _BALANCE, small, keys, best])
     chosen = torch.empty(count, dtype=torch.bool, device=keys.device)

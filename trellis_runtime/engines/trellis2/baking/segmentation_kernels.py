@@ -7,18 +7,20 @@ pair (E, 2): regions that are neighbours; normal (R, 3) and area (R,): of each r
 
 import warp
 
-NEVER = 0x7FFFFFFFFFFFFFFF  # the key of a pair that may not merge
+from trellis_runtime.engines.trellis2.baking.kernel_types import (
+    NEVER,
+    Bools,
+    Floats,
+    Ints,
+    Longs,
+    Points,
+)
 
 warp.set_module_options({"fuse_fp": False, "enable_backward": False})
 
 Pairs = warp.array2d(dtype=warp.int64)
-Longs = warp.array(dtype=warp.int64)
-Ints = warp.array(dtype=warp.int32)
-Bools = warp.array(dtype=warp.bool)
-Floats = warp.array(dtype=warp.float32)
 Doubles = warp.array(dtype=warp.float64)
 Normals = warp.array(dtype=warp.vec3d)
-Directions = warp.array(dtype=warp.vec3)
 
 
 @warp.func
@@ -79,9 +81,7 @@ def match_pairs(pair: Pairs, keys: Longs, best: Longs, chosen: Bools) -> None:
 
 
 @warp.kernel
-def least_along(
-    directions: Directions, label: Longs, pair: Ints, axes: Directions, least: Floats
-) -> None:
+def least_along(directions: Points, label: Longs, pair: Ints, axes: Points, least: Floats) -> None:
     """Lower, for each pair, the least cosine between one of its faces and the pair's axis.
 
     pair (R,): that each region would merge in, -1 for none. Faces without direction are not asked.

@@ -1,9 +1,8 @@
 """Warp kernels of unwrapping: drawing charts, and the search for places.
 
-What they are for stands in the modules that launch them: `chart_set` (bound), `flattening`
-(bound_turned), `overlaps` (count_texels),
-`atlas_packing` (mark_cells) and `packing_kernel` (place_charts). Arrays are flat; coordinates come
-as x, y, x, y. `int(0)` declares a variable that a loop changes.
+What they are for stands in the modules that launch them: `chart_set` (bound), `overlaps`
+(count_texels), `atlas_packing` (mark_cells) and `packing_kernel` (place_charts). Arrays are flat;
+coordinates come as x, y, x, y. `int(0)` declares a variable that a loop changes.
 
 Long because Warp wants each argument of each kernel named with its type.
 """
@@ -19,51 +18,36 @@ SKIP = 64
 """A chart is tried at every row; one as high as this at every second, and so on."""
 
 
+@warp.func
+def _along(
+    points: warp.array2d(dtype=warp.float32),
+    ways: warp.array2d(dtype=warp.float32),
+    i: int,
+    way: int,
+) -> float:
+    far = points[i, 0] * ways[way, 0]
+    for axis in range(1, points.shape[1]):
+        far += points[i, axis] * ways[way, axis]
+    return far
+
+
 @warp.kernel(enable_backward=False)
 def bound(
     points: warp.array2d(dtype=warp.float32),
     owner: warp.array(dtype=warp.int32),
+    ways: warp.array2d(dtype=warp.float32),
     low: warp.array2d(dtype=warp.float32),
     high: warp.array2d(dtype=warp.float32),
 ) -> None:
-    """Lower and raise the bounds of each owner to those of its points, axis by axis."""
-    run, axis = warp.tid()
+    """Lower and raise the bounds of each owner to how far its points lie along each way."""
+    run, way = warp.tid()
     first = run * RUN
     last = warp.min(first + RUN, points.shape[0])
     chart = owner[first]
-    least = points[first, axis]
+    least = _along(points, ways, first, way)
     most = least
     for i in range(first, last):
-        if owner[i] != chart:
-            warp.atomic_min(low, chart, axis, least)
-            warp.atomic_max(high, chart, axis, most)
-            chart = owner[i]
-            least = points[i, axis]
-            most = least
-        least = warp.min(least, points[i, axis])
-        most = warp.max(most, points[i, axis])
-    warp.atomic_min(low, chart, axis, least)
-    warp.atomic_max(high, chart, axis, most)
-
-
-@warp.kernel(enable_backward=False)
-def bound_turned(
-    flat: warp.array(dtype=warp.vec2),
-    owner: warp.array(dtype=warp.int32),
-    ways: warp.array(dtype=warp.vec2),
-    low: warp.array2d(dtype=warp.float32),
-    high: warp.array2d(dtype=warp.float32),
-) -> None:
-    """Bound each owner's points along each of the ways (W,), unit vectors."""
-    run, way = warp.tid()
-    first = run * RUN
-    last = warp.min(first + RUN, flat.shape[0])
-    along = ways[way]
-    chart = owner[first]
-    least = warp.dot(flat[first], along)
-    most = least
-    for i in range(first, last):
-        far = warp.dot(flat[i], along)
+        far = _along(points, ways, i, way)
         if owner[i] != chart:
             warp.atomic_min(low, chart, way, least)
             warp.atomic_max(high, chart, way, most)
